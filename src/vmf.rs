@@ -1,0 +1,1 @@
+//! von Mises-Fisher distributions.
