@@ -1,0 +1,67 @@
+// out[i] = bessel(order[..], x[..]), elementwise; one invocation an element; inputs broadcast against each other as in NumPy.
+// Shared: math_f32.wgsl and bessel_f32.wgsl, or math_f64.wgsl and bessel_f64.wgsl. The host appends
+//   alias Real = f32;  (or f64)          const WORKGROUP: u32 = 64u;
+//   const LOG_IV: u32 = 0u;  .. LOG_KV 1, IV_RATIO 2, IV_RATIO_COMPLEMENT 3, LOG_IV_DX 4, LOG_KV_DX 5, LOG_IV_DV 6, LOG_KV_DV 7,
+//   VMF_LOG_NORMALIZER 8                 const FUNCTION: u32 = LOG_IV;
+// A negative, infinite or NaN input is reported in status and gives NaN; -0 counts as 0.
+
+struct Params {
+    count: u32,        // elements of this dispatch
+    rank: u32,         // 0: order, x and out are contiguous and of equal length
+    order_offset: u32, // in elements, into the bound window
+    x_offset: u32,
+    out_start: u32,    // the index of out[0] in the whole output
+    groups_x: u32,     // workgroups in x
+    pad0: u32,
+    pad1: u32,
+    shape: array<vec4<u32>, 2>, // of the whole output, row-major, up to 8 axes
+    order_stride: array<vec4<u32>, 2>, // 0 along a broadcast axis
+    x_stride: array<vec4<u32>, 2>,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> order: array<Real>;
+@group(0) @binding(2) var<storage, read> x: array<Real>;
+@group(0) @binding(3) var<storage, read_write> out: array<Real>; // (count)
+// [0] for order, [1] for x: 0xffffffff - the lowest index in the whole output of an element out of the domain, 0 where there is none
+@group(0) @binding(4) var<storage, read_write> status: array<atomic<u32>>;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (group.y * params.groups_x + group.x) * WORKGROUP + lane;
+    if i >= params.count {
+        return;
+    }
+    var order_at = params.order_offset;
+    var x_at = params.x_offset;
+    if params.rank == 0u {
+        order_at += i;
+        x_at += i;
+    } else {
+        var rest = params.out_start + i;
+        for (var axis = params.rank; axis > 0u; axis--) {
+            let major = (axis - 1u) / 4u;
+            let minor = (axis - 1u) % 4u;
+            let size = params.shape[major][minor];
+            let along = rest % size;
+            rest /= size;
+            order_at += along * params.order_stride[major][minor];
+            x_at += along * params.x_stride[major][minor];
+        }
+    }
+    let order_value = order[order_at];
+    let x_value = x[x_at];
+    let order_valid = in_domain(order_value);
+    let x_valid = in_domain(x_value);
+    if !order_valid {
+        atomicMax(&status[0], 0xffffffffu - (params.out_start + i));
+    }
+    if !x_valid {
+        atomicMax(&status[1], 0xffffffffu - (params.out_start + i));
+    }
+    if order_valid && x_valid {
+        out[i] = bessel(abs(order_value), abs(x_value));
+    } else {
+        out[i] = not_a_number();
+    }
+}
