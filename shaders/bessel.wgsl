@@ -1,8 +1,8 @@
-// out[i] = bessel(order[..], x[..]), elementwise; one invocation an element; inputs broadcast against each other as in NumPy.
+// out[i] = bessel(order[..], x[..]), elementwise, one invocation an element; the inputs broadcast as in NumPy.
 // Shared: math_f32.wgsl and bessel_f32.wgsl, or math_f64.wgsl and bessel_f64.wgsl. The host appends
-//   alias Real = f32;  (or f64)          const WORKGROUP: u32 = 64u;
-//   const LOG_IV: u32 = 0u;  .. LOG_KV 1, IV_RATIO 2, IV_RATIO_COMPLEMENT 3, LOG_IV_DX 4, LOG_KV_DX 5, LOG_IV_DV 6, LOG_KV_DV 7,
-//   VMF_LOG_NORMALIZER 8                 const FUNCTION: u32 = LOG_IV;
+//   alias Real = f32; (or f64)    const WORKGROUP: u32 = 64u;    const FUNCTION: u32 = LOG_IV; (one of these)
+//   const LOG_IV: u32 = 0u; LOG_KV 1, IV_RATIO 2, IV_RATIO_COMPLEMENT 3, LOG_IV_DX 4, LOG_KV_DX 5, LOG_IV_DV 6,
+//   LOG_KV_DV 7, VMF_LOG_NORMALIZER 8
 // A negative, infinite or NaN input is reported in status and gives NaN; -0 counts as 0.
 
 struct Params {
@@ -23,7 +23,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> order: array<Real>;
 @group(0) @binding(2) var<storage, read> x: array<Real>;
 @group(0) @binding(3) var<storage, read_write> out: array<Real>; // (count)
-// [0] for order, [1] for x: 0xffffffff - the lowest index in the whole output of an element out of the domain, 0 where there is none
+// [0] for order, [1] for x: 0xffffffff - the lowest index (in the whole output) of an element out of the domain, else 0
 @group(0) @binding(4) var<storage, read_write> status: array<atomic<u32>>;
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,23 +1,25 @@
-// bessel(v, x): the FUNCTION of order v and argument x that the host chose, in f32. Needs math_f32.wgsl and the constants
-// LOG_IV .. VMF_LOG_NORMALIZER and FUNCTION. v from 0 to 1e6, x from 1e-8 to 1e8 or 0; no intermediate overflows there.
+// bessel(v, x): the FUNCTION of order v and argument x that the host chose, in f32. Needs math_f32.wgsl and the
+// constants LOG_IV .. VMF_LOG_NORMALIZER and FUNCTION. v from 0 to 1e6, x from 1e-8 to 1e8 or 0, where nothing overflows.
 // With s = hypot(v, x), t = v / s, t0 = asinh(v / x):
 //
-//   s >= 17: one Debye expansion (DLMF 10.41.3-4) in 1/s, whose coefficients are polynomials in t^2, so that v = 0 needs no case of its own
+//   s >= 17: one Debye expansion (DLMF 10.41.3-4) in 1/s with coefficients in t^2, so that v = 0 is no case apart
 //     ln I = s - v t0 - ln(2 pi s)/2 + ln U(1/s)      ln K = v t0 - s + ln(pi / 2s)/2 + ln U(-1/s)
 //     (ln I)' = s/x - x/s^2 W/U (1/s)                 (ln K)' = -s/x - x/s^2 W/U (-1/s)
 //     d/dv ln I = -t0 - t/s V/U (1/s)                 d/dv ln K = t0 - t/s V/U (-1/s)
-//   s < 17: ln I by its power series (DLMF 10.25.2); the ratio by a downward recurrence of what is left of I_{v+1}/I_v beside
-//     x / (v + 1/2 + hypot(v + 1/2, x)); K by the trapezoid rule on its integral (DLMF 10.32.9).
+//   s < 17: ln I by its power series (DLMF 10.25.2); the ratio by a downward recurrence of what is left of I_{v+1}/I_v
+//     beside x / (v + 1/2 + hypot(v + 1/2, x)); K by the trapezoid rule on its integral (DLMF 10.32.9).
 //
-// Operations a point (+ - * / and the like): LOG_IV 110 (Debye), 60 + 7 a term (at most 30); ratio 75, 14 a step (at most 23);
-// LOG_KV 110, 60 a node (20 on average, at most 52). Divisions and square roots are trusted to 3 ulp only.
+// Operations a point, s >= 17: logs 130, ratio, d/dx and d/dv 100. Below: ln I and vMF 150 + 10 a term (at most 23),
+// ratio and (ln I)' 25 + 18 a step (x + 6), K 220 + 110 a node (about 20, at most 53). Accurate to a few eps where
+// division and sqrt are; to 9 eps (logs, scaled), 13 (ratio, complement, d/dx) where they err by 2.5 and 4.5 ulp.
+// d/dv ln I below 17 is accurate to 2 eps max(1, |value|), no better: it nearly cancels for v << x.
 
 const DEBYE_FROM: f32 = 17.0;
 const LN_PI: f32 = 1.1447298858;
 const LN_2PI: f32 = 1.8378770664;
 const HALF_LN_2PI: f32 = 0.9189385332;
 const HALF_LN_HALF_PI: f32 = 0.2257913526;
-const LN_2: f32 = 0.6931471806;
+const INVERSE_2PI: f32 = 0.15915494309;
 
 fn bessel(v: f32, x: f32) -> f32 {
     if FUNCTION == VMF_LOG_NORMALIZER {
@@ -78,13 +80,14 @@ fn at_zero(v: f32) -> f32 {
     return select(infinity_f32(0u), 0.0, zero_order); // LOG_KV_DV
 }
 
-// ln C_d(x) = v ln x - (v + 1) ln 2pi - ln I_v(x), v = d/2 - 1, with the terms that cancel left out. At x = 0: minus the log of
-// the sphere's area.
+// ln C_d(x) = v ln x - (v + 1) ln 2pi - ln I_v(x), v = d/2 - 1, with the terms that cancel left out. At x = 0 it is
+// minus the log of the sphere's area.
 fn vmf_log_normalizer(v: f32, x: f32) -> f32 {
     let s = sqrt(v * v + x * x);
     if s >= DEBYE_FROM {
         let t = v / s;
-        return v * log_f32((v + s) * 0.15915494309) - s + (0.5 * log_f32(s) - HALF_LN_2PI - log1p_small(debye_u(1.0 / s, t * t)));
+        let rest = 0.5 * log_f32(s) - HALF_LN_2PI - log1p_small(debye_u(1.0 / s, t * t));
+        return v * log_f32((v + s) * INVERSE_2PI) - s + rest;
     }
     let l = log1p_f32(v);
     return v * (l - (1.0 + LN_PI)) + (0.5 * l + stirling_rest(v) - LN_2PI) - log1p_f32(power_series(v, x).tail);
@@ -99,12 +102,14 @@ fn asinh_ratio(v: f32, x: f32, s: f32) -> f32 {
 
 fn debye_log_iv(v: f32, x: f32, s: f32) -> f32 {
     let t = v / s;
-    return s - v * asinh_ratio(v, x, s) - (0.5 * log_f32(s) + HALF_LN_2PI - log1p_small(debye_u(1.0 / s, t * t)));
+    let rest = 0.5 * log_f32(s) + HALF_LN_2PI - log1p_small(debye_u(1.0 / s, t * t));
+    return s - v * asinh_ratio(v, x, s) - rest;
 }
 
 fn debye_log_kv(v: f32, x: f32, s: f32) -> f32 {
     let t = v / s;
-    return v * asinh_ratio(v, x, s) - s - (0.5 * log_f32(s) - HALF_LN_HALF_PI - log1p_small(debye_u(-1.0 / s, t * t)));
+    let rest = 0.5 * log_f32(s) - HALF_LN_HALF_PI - log1p_small(debye_u(-1.0 / s, t * t));
+    return v * asinh_ratio(v, x, s) - s - rest;
 }
 
 // x/s^2 W/U at r = 1/s (I) or -1/s (K)
@@ -132,7 +137,8 @@ fn debye_u(r: f32, y: f32) -> f32 {
     let u2 = 0.0703125 + y * (-0.4010416667 + y * 0.3342013889);
     let u3 = 0.0732421875 + y * (-0.8912109375 + y * (1.846462674 + y * -1.025812596));
     let u4 = 0.1121520996 + y * (-2.364086914 + y * (8.789123535 + y * (-11.20700262 + y * 4.669584423)));
-    let u5 = 0.2271080017 + y * (-7.368794359 + y * (42.53499875 + y * (-91.81824154 + y * (84.63621767 + y * -28.21207256))));
+    let u5 = 0.2271080017
+        + y * (-7.368794359 + y * (42.53499875 + y * (-91.81824154 + y * (84.63621767 + y * -28.21207256))));
     return r * (u1 + r * (u2 + r * (u3 + r * (u4 + r * u5))));
 }
 
@@ -142,7 +148,8 @@ fn debye_w(r: f32, y: f32) -> f32 {
     let w2 = 0.17578125 + y * (-1.8046875 + y * 2.172309028);
     let w3 = 0.2563476562 + y * (-4.901660156 + y * (13.84847005 + y * -9.745219666));
     let w4 = 0.5046844482 + y * (-15.36656494 + y * (74.70755005 + y * (-117.6735275 + y * 58.36980529)));
-    let w5 = 1.249094009 + y * (-55.2659577 + y * (404.0824881 + y * (-1055.909778 + y * (1142.588939 + y * -437.2871247))));
+    let w5 = 1.249094009
+        + y * (-55.2659577 + y * (404.0824881 + y * (-1055.909778 + y * (1142.588939 + y * -437.2871247))));
     return 0.5 + r * (w1 + r * (w2 + r * (w3 + r * (w4 + r * w5))));
 }
 
@@ -152,7 +159,8 @@ fn debye_v(r: f32, y: f32) -> f32 {
     let v2 = 0.9778645833 + y * (-3.141493056 + y * 2.172309028);
     let v3 = 2.038769531 + y * (-12.28751085 + y * (20.00334563 + y * -9.745219666));
     let v4 = 5.232858276 + y * (-50.52305908 + y * (141.9495657 + y * (-155.0302029 + y * 58.36980529)));
-    let v5 = 15.98668273 + y * (-225.4059527 + y * (954.9919373 + y * (-1732.999519 + y * (1424.709664 + y * -437.2871247))));
+    let v5 = 15.98668273
+        + y * (-225.4059527 + y * (954.9919373 + y * (-1732.999519 + y * (1424.709664 + y * -437.2871247))));
     return 0.5 + r * (v1 + r * (v2 + r * (v3 + r * (v4 + r * v5))));
 }
 
@@ -190,7 +198,7 @@ fn stirling_rest(v: f32) -> f32 {
 
 fn series_log_iv(v: f32, x: f32) -> f32 {
     let z = 1.0 + v;
-    // v ln(x/2) - ln Gamma(1+v), with v (ln z - 1) of the second merged into the first: one v ln(..), no cancellation near v = 0
+    // v ln(x/2) - ln Gamma(1+v), with v (ln z - 1) of the second merged into the first: no cancellation near v = 0
     let power = v * (log_f32(0.5 * x / z) + 1.0) - 0.5 * log1p_f32(v) - stirling_rest(v);
     return power + log1p_f32(power_series(v, x).tail);
 }
@@ -199,10 +207,10 @@ fn series_log_iv(v: f32, x: f32) -> f32 {
 fn series_log_iv_dv(v: f32, x: f32) -> f32 {
     let i = 1.0 / (1.0 + v);
     // psi(z) - ln z + 1/(2z), z = 1 + v = 1/i
-    let rest = 7.360259864e-8 + i * (-2.7910016e-6 + i * (-0.08329383777 + i * (-2.768660924e-4 + i * (0.009393477118
+    let psi_rest = 7.360259864e-8 + i * (-2.7910016e-6 + i * (-0.08329383777 + i * (-2.768660924e-4 + i * (0.009393477118
         + i * (-0.002189875187 + i * (-0.002186249484 + i * (0.001743487362 + i * -4.030847925e-4)))))));
     let sum = power_series(v, x);
-    return log_f32(0.5 * x * i) + (0.5 * i - rest) - sum.harmonic / (1.0 + sum.tail);
+    return log_f32(0.5 * x * i) + (0.5 * i - psi_rest) - sum.harmonic / (1.0 + sum.tail);
 }
 
 struct Ratio {
@@ -211,19 +219,20 @@ struct Ratio {
 }
 
 // With a = v + 1/2, sigma = hypot(a, x), b = a + sigma: A = x / (b + d). From x/A_v = 2(v+1) + x A_{v+1},
-// d_v = 2(v+1) / (sigma_v + sigma_{v+1}) - x^2 d_{v+1} / (b_{v+1} (b_{v+1} + d_{v+1})); d is small, so its error hardly shows.
-// Started at d = a b / (2 sigma^2), its first term, x + 6 orders up, where that error has no weight left.
+// d_v = 2(v+1) / (sigma_v + sigma_{v+1}) - x^2 d_{v+1} / (b_{v+1} (b_{v+1} + d_{v+1})); d is small, so its error hardly
+// shows. Started at d = a b / (2 sigma^2), its first term, x + 6 orders up: what that lacks has no weight at v.
 fn recur_ratio(v: f32, x: f32) -> Ratio {
-    let steps = u32(x) + 6u;
     let square = x * x;
-    var a = v + 0.5 + f32(steps);
+    var j = u32(x) + 6u;
+    var a = v + (f32(j) + 0.5);
     var sigma = sqrt(a * a + square);
     var b = a + sigma;
     var d = 0.5 * (a / sigma) * (b / sigma);
-    for (var step = 0u; step < steps; step++) {
+    while j > 0u {
+        j--;
         let above = sigma;
         let tail = square * d / (b * (b + d));
-        a -= 1.0;
+        a = v + (f32(j) + 0.5); // anew from v: a - 1 would keep the rounding of the largest order
         sigma = sqrt(a * a + square);
         b = a + sigma;
         d = (2.0 * a + 1.0) / (sigma + above) - tail;
@@ -239,9 +248,9 @@ struct Kv {
     dv: f32,
 }
 
-// K_v(x) = int_0^inf exp(-x cosh t) cosh(v t) dt by the trapezoid rule, which converges exponentially. With t = t0 + u the
-// exponent falls from its peak v t0 - s by E(u) = d (cosh u - 1) + v (e^u - 1 - u), d = s - v, all positive. The nodes
-// span where E < 18; (ln K)' = -mean of cosh t, d/dv ln K = mean of t tanh(v t).
+// K_v(x) = int_0^inf exp(-x cosh t) cosh(v t) dt by the trapezoid rule, which converges exponentially. With t = t0 + u
+// the exponent falls from its peak v t0 - s by E(u) = d (cosh u - 1) + v (e^u - 1 - u), d = s - v, all positive. The
+// nodes span where E < 18; (ln K)' = -mean of cosh t, d/dv ln K = mean of t tanh(v t).
 fn integrate_kv(v: f32, x: f32, s: f32) -> Kv {
     let t0 = asinh_ratio(v, x, s);
     let d = x * (x / (s + v));
@@ -273,7 +282,7 @@ fn integrate_kv(v: f32, x: f32, s: f32) -> Kv {
         if FUNCTION == LOG_KV_DV {
             // 1 - e^{-2 v t} without cancellation
             let p = 2.0 * v * t;
-            sum_dv += weight * t * select(1.0 - mirror, p * (1.0 - p * (0.5 - p * (0.16666667 - p * (0.041666667 - p * 0.0083333333)))), p < 0.1);
+            sum_dv += weight * t * select(1.0 - mirror, -expm1_reduced_f32(-min(p, 0.3)), p < 0.3);
         }
     }
     return Kv(v * t0 - s + log_f32(0.5 * step * sum), -0.5 * sum_dx / sum, sum_dv / sum);

@@ -43,18 +43,22 @@ fn log1p_f32(value: f32) -> f32 {
     return log_reduced_f32(select(scale_down_f32(u, k) - 1.0, value, k == 0), f32(k));
 }
 
-// e^value, 0 below e^-87
-fn exp_f32(value: f32) -> f32 {
-    let x = clamp(value, -88.0, 88.0);
-    let k = floor(x * 1.44269504 + 0.5);
-    let r = (x - k * LN2_HIGH_F32) - k * LN2_LOW_F32;
+// e^r - 1 for |r| <= 0.35, relative accuracy kept
+fn expm1_reduced_f32(r: f32) -> f32 {
     var p = 1.9875691500e-4;
     p = 1.3981999507e-3 + r * p;
     p = 8.3334519073e-3 + r * p;
     p = 4.1665795894e-2 + r * p;
     p = 1.6666665459e-1 + r * p;
     p = 5.0000001201e-1 + r * p;
-    let mantissa = 1.0 + (r + r * r * p);
+    return r + r * r * p;
+}
+
+// e^value, 0 below e^-87
+fn exp_f32(value: f32) -> f32 {
+    let x = clamp(value, -88.0, 88.0);
+    let k = floor(x * 1.44269504 + 0.5);
+    let mantissa = 1.0 + expm1_reduced_f32((x - k * LN2_HIGH_F32) - k * LN2_LOW_F32);
     return select(mantissa * bitcast<f32>((i32(k) + 127) << 23u), 0.0, value < -87.0);
 }
 
