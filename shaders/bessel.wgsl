@@ -1,19 +1,20 @@
-// out[i] = bessel(order[..], x[..]), elementwise, one invocation an element; the inputs broadcast as in NumPy.
+// out[params.out_offset + i] = bessel(order[..], x[..]), elementwise, one invocation an element; the inputs broadcast as in NumPy.
 // Shared: math_f32.wgsl and bessel_f32.wgsl, or math_f64.wgsl and bessel_f64.wgsl. The host appends
 //   alias Real = f32; (or f64)    const WORKGROUP: u32 = 64u;    const FUNCTION: u32 = LOG_IV; (one of these)
 //   const LOG_IV: u32 = 0u; LOG_KV 1, IV_RATIO 2, IV_RATIO_COMPLEMENT 3, LOG_IV_DX 4, LOG_KV_DX 5, LOG_IV_DV 6,
 //   LOG_KV_DV 7, VMF_LOG_NORMALIZER 8
-// A negative, infinite or NaN input is reported in status and gives NaN; -0 counts as 0.
+// An order out of [0, 1e7], an x that is neither 0 nor in [1e-15, 1e9], an infinity or a NaN is reported in status and gives NaN;
+// -0 counts as 0.
 
 struct Params {
     count: u32,        // elements of this dispatch
     rank: u32,         // 0: order, x and out are contiguous and of equal length
     order_offset: u32, // in elements, into the bound window
     x_offset: u32,
-    out_start: u32,    // the index of out[0] in the whole output
+    out_start: u32,    // the index of the first element in the whole output
     groups_x: u32,     // workgroups in x
-    pad0: u32,
-    pad1: u32,
+    out_offset: u32,
+    pad: u32,
     shape: array<vec4<u32>, 2>, // of the whole output, row-major, up to 8 axes
     order_stride: array<vec4<u32>, 2>, // 0 along a broadcast axis
     x_stride: array<vec4<u32>, 2>,
@@ -51,8 +52,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let order_value = order[order_at];
     let x_value = x[x_at];
-    let order_valid = in_domain(order_value);
-    let x_valid = in_domain(x_value);
+    let order_valid = in_domain(order_value) && order_value <= Real(1e7);
+    let x_valid = in_domain(x_value) && (x_value == Real(0.0) || (x_value >= Real(1e-15) && x_value <= Real(1e9)));
     if !order_valid {
         atomicMax(&status[0], 0xffffffffu - (params.out_start + i));
     }
@@ -60,8 +61,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         atomicMax(&status[1], 0xffffffffu - (params.out_start + i));
     }
     if order_valid && x_valid {
-        out[i] = bessel(abs(order_value), abs(x_value));
+        out[params.out_offset + i] = bessel(abs(order_value), abs(x_value));
     } else {
-        out[i] = not_a_number();
+        out[params.out_offset + i] = not_a_number();
     }
 }

@@ -4,6 +4,10 @@
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Everything that can go wrong, without a backend's types in it.
+///
+/// In every variant `place` is the kernel or task, `quantity` the input or option that was wrong, `expected` what it should have been and `found`
+/// what came; `device` is the device as it prints itself.
+#[allow(missing_docs)]
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

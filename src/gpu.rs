@@ -1,0 +1,156 @@
+//! wgpu behind the door: opening, memory, pipelines, recording, readback, timing.
+//!
+//! Work is recorded into one open encoder and submitted in batches or at a readback; a [`Gpu`] is a cheap handle to all of it.
+
+mod buffer;
+mod check;
+mod fault;
+mod kernel;
+mod open;
+mod pipeline_cache;
+mod readback;
+mod recorder;
+mod timing;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+pub(crate) use buffer::{Buffer, View};
+pub(crate) use check::{Check, Finding};
+pub(crate) use kernel::{Constant, Kernel, Params, params, shader};
+pub(crate) use open::{adapters, open_best, open_index};
+pub(crate) use readback::block_on;
+
+pub use kernel::{Needs, Variant};
+pub use open::{AdapterInfo, AdapterKind};
+pub use timing::KernelTime;
+
+use crate::{Error, Result};
+
+/// An open GPU. Clones share the device, its buffer pools and its pipelines.
+#[derive(Clone)]
+pub struct Gpu {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) info: AdapterInfo,
+    pub(crate) device: wgpu::Device,
+    queue: wgpu::Queue,
+    limits: wgpu::Limits,
+    features: wgpu::Features,
+    faults: Arc<fault::Faults>,
+    pool: Arc<Mutex<buffer::Pool>>,
+    recorder: Mutex<recorder::Recorder>,
+    checks: Mutex<check::Pages>,
+    /// Staging buffers of finished readbacks.
+    readers: Mutex<Vec<wgpu::Buffer>>,
+    pipelines: Mutex<HashMap<kernel::Key, Arc<kernel::Pipeline>>>,
+    disk: pipeline_cache::DiskCache,
+}
+
+/// A lock that a panicking thread left behind still holds consistent data: nothing here unwinds half-way through an update.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Gpu {
+    /// Name, backend, driver, limits and features of the adapter.
+    pub fn info(&self) -> &AdapterInfo {
+        &self.inner.info
+    }
+
+    /// Whether f64 tensors and kernels work here (`SHADER_F64`).
+    pub fn has_f64(&self) -> bool {
+        self.inner.features.contains(wgpu::Features::SHADER_F64)
+    }
+
+    /// Whether kernels can be timed on the device itself (`TIMESTAMP_QUERY`).
+    pub fn has_timestamps(&self) -> bool {
+        self.inner.features.contains(wgpu::Features::TIMESTAMP_QUERY)
+    }
+
+    /// The largest part of a buffer one kernel can see at a time, in bytes. Longer data is tiled.
+    ///
+    /// `ORTHANT_MAX_BINDING` (bytes) lowers it when the device is opened, to try the tiling on small data.
+    pub fn max_binding(&self) -> u64 {
+        self.inner.limits.max_storage_buffer_binding_size & !3
+    }
+
+    /// Submits what is recorded so far without waiting for it.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], [`Error::Backend`], [`Error::OutOfMemory`] as the driver reports them.
+    pub fn flush(&self) -> Result<()> {
+        lock(&self.inner.recorder).flush(&self.inner);
+        self.fault("flush", 0)
+    }
+
+    /// Gives pooled buffers that no tensor uses back to the driver.
+    pub fn trim(&self) {
+        lock(&self.inner.pool).clear();
+    }
+
+    /// Bytes in buffers that tensors hold, and bytes waiting in the pool for reuse.
+    pub fn memory(&self) -> (u64, u64) {
+        let pool = lock(&self.inner.pool);
+        (pool.in_use(), pool.idle())
+    }
+
+    /// The first error the driver has reported since the last call, if any, as orthant's own.
+    pub(crate) fn fault(&self, place: &'static str, bytes: u64) -> Result<()> {
+        match self.inner.faults.take() {
+            None => Ok(()),
+            Some(fault) => Err(fault.into_error(place, bytes, &self.inner.info.to_string())),
+        }
+    }
+
+    /// Bytes between offsets of bindings.
+    pub(crate) fn binding_alignment(&self) -> u64 {
+        u64::from(self.inner.limits.min_storage_buffer_offset_alignment)
+    }
+
+    /// `groups` workgroups as a grid within the limit of each dimension; a kernel's index is
+    /// `(workgroup.y * grid.x + workgroup.x) * WORKGROUP + local`, and those past the end return.
+    pub(crate) fn grid(&self, place: &'static str, groups: u64) -> Result<[u32; 3]> {
+        let limit = u64::from(self.inner.limits.max_compute_workgroups_per_dimension);
+        if groups > limit * limit {
+            return Err(Error::TooLarge {
+                place,
+                quantity: "workgroups of one dispatch",
+                needed: groups,
+                limit: limit * limit,
+                device: self.to_string(),
+            });
+        }
+        let y = groups.div_ceil(limit).max(1);
+        Ok([groups.div_ceil(y) as u32, y as u32, 1])
+    }
+
+    /// Destroys the device as a driver reset would; every later call gives [`Error::DeviceLost`]. For tests.
+    #[doc(hidden)]
+    pub fn destroy(&self) {
+        self.inner.faults.lose("destroyed by the program".into());
+        self.inner.device.destroy();
+    }
+}
+
+impl PartialEq for Gpu {
+    /// Whether both are the same open device.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+}
+
+impl fmt::Display for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.info.fmt(f)
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gpu({})", self.inner.info)
+    }
+}

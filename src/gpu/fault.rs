@@ -1,0 +1,59 @@
+//! Errors that wgpu reports through its callbacks, kept until the next call can return them.
+
+use std::sync::Mutex;
+
+use super::lock;
+use crate::Error;
+
+#[derive(Debug, Clone)]
+pub(crate) enum Fault {
+    OutOfMemory,
+    Lost(String),
+    Refused(String),
+}
+
+/// The first fault not yet returned. A lost device stays lost.
+#[derive(Debug, Default)]
+pub(crate) struct Faults(Mutex<Option<Fault>>);
+
+impl Faults {
+    pub(crate) fn report(&self, error: wgpu::Error) {
+        let fault = match error {
+            wgpu::Error::OutOfMemory { .. } => Fault::OutOfMemory,
+            // wgpu 30 reports every use of a lost device as a validation error.
+            wgpu::Error::Validation { description, .. } if description.contains("device is lost") => {
+                Fault::Lost(description)
+            }
+            wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => {
+                Fault::Refused(description)
+            }
+        };
+        lock(&self.0).get_or_insert(fault);
+    }
+
+    pub(crate) fn lose(&self, reason: String) {
+        let mut slot = lock(&self.0);
+        if !matches!(*slot, Some(Fault::Lost(_))) {
+            *slot = Some(Fault::Lost(reason));
+        }
+    }
+
+    pub(crate) fn take(&self) -> Option<Fault> {
+        let mut slot = lock(&self.0);
+        match &*slot {
+            Some(Fault::Lost(_)) => slot.clone(),
+            _ => slot.take(),
+        }
+    }
+}
+
+impl Fault {
+    pub(crate) fn into_error(self, place: &'static str, bytes: u64, device: &str) -> Error {
+        let device = device.to_string();
+        match self {
+            Fault::OutOfMemory => Error::OutOfMemory { place, bytes, device },
+            Fault::Lost(reason) => Error::DeviceLost { place, device, reason },
+            Fault::Refused(reason) => Error::Backend { place, device, reason },
+        }
+    }
+}

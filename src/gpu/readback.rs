@@ -1,0 +1,140 @@
+//! The waits: mapping a buffer, as a future that a browser's event loop or a thread of its own completes.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use super::buffer::size_class;
+use super::check::WORDS;
+use super::{Check, Gpu, View, lock};
+use crate::{Error, Result};
+
+thread_local! {
+    /// Set while a blocking door waits: then the future may block this thread on the device instead of asking another to.
+    static BLOCKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Waits for `future`: what every blocking door does with its `_async` form.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    let before = BLOCKING.replace(true);
+    let output = pollster::block_on(future);
+    BLOCKING.set(before);
+    output
+}
+
+#[derive(Default)]
+struct Mapping {
+    result: Option<std::result::Result<(), wgpu::BufferAsyncError>>,
+    waker: Option<Waker>,
+    watched: bool,
+}
+
+/// Ready when the callback of `map_async` has run.
+struct MapFuture {
+    state: Arc<Mutex<Mapping>>,
+    device: wgpu::Device,
+}
+
+impl Future for MapFuture {
+    type Output = std::result::Result<(), wgpu::BufferAsyncError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        #[cfg(not(target_arch = "wasm32"))]
+        if lock(&self.state).result.is_none() {
+            let wait = BLOCKING.get();
+            let _ = self.device.poll(if wait { wgpu::PollType::wait_indefinitely() } else { wgpu::PollType::Poll });
+        }
+        let mut state = lock(&self.state);
+        if let Some(result) = state.result.take() {
+            return Poll::Ready(result);
+        }
+        state.waker = Some(context.waker().clone());
+        // In a browser the event loop runs the callback. Elsewhere somebody has to poll the device: a thread, once a wait.
+        #[cfg(not(target_arch = "wasm32"))]
+        if !std::mem::replace(&mut state.watched, true) {
+            let device = self.device.clone();
+            std::thread::spawn(move || {
+                let _ = device.poll(wgpu::PollType::wait_indefinitely());
+            });
+        }
+        Poll::Pending
+    }
+}
+
+/// Maps `staging`, waits, and hands its bytes to `read`.
+pub(super) async fn map(gpu: &Gpu, staging: &wgpu::Buffer, read: impl FnOnce(&[u8])) -> Result<()> {
+    let state = Arc::new(Mutex::new(Mapping::default()));
+    let report = state.clone();
+    staging.slice(..).map_async(wgpu::MapMode::Read, move |result| {
+        let mut state = lock(&report);
+        state.result = Some(result);
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    });
+    let mapped = MapFuture { state, device: gpu.inner.device.clone() }.await;
+    gpu.fault("readback", staging.size())?;
+    let refused = |reason: String| Error::Backend { place: "readback", device: gpu.to_string(), reason };
+    mapped.map_err(|error| refused(error.to_string()))?;
+    let range = staging.slice(..).get_mapped_range().map_err(|error| refused(error.to_string()))?;
+    read(&range);
+    drop(range);
+    staging.unmap();
+    Ok(())
+}
+
+/// Staging bytes kept for the next readbacks.
+const MAX_READERS: u64 = 64 << 20;
+
+impl Gpu {
+    /// Waits for everything recorded so far, checks what `checks` found, and copies `view` to `out`.
+    pub(crate) async fn read(&self, view: View<'_>, checks: &[Arc<Check>], out: &mut [u8]) -> Result<()> {
+        let data = view.bytes.next_multiple_of(4);
+        let words = 4 * WORDS as u64;
+        let class = size_class(data + checks.len() as u64 * words);
+        let staging = {
+            let mut recorder = lock(&self.inner.recorder);
+            let staging = self.reader(class);
+            recorder.copy(&self.inner, view.buffer.raw(), view.offset, &staging, 0, data);
+            for (check, at) in checks.iter().zip((data..).step_by(words as usize)) {
+                let status = check.view();
+                recorder.copy(&self.inner, status.buffer.raw(), status.offset, &staging, at, words);
+            }
+            recorder.flush(&self.inner);
+            staging
+        };
+        self.fault("readback", class)?;
+        let mut verdict = Ok(());
+        map(self, &staging, |bytes| {
+            out.copy_from_slice(&bytes[..out.len()]);
+            let status = bytes[data as usize..].chunks_exact(words as usize);
+            verdict = checks.iter().zip(status).try_for_each(|(check, status)| {
+                let mut words = [0u32; WORDS];
+                bytemuck::cast_slice_mut(&mut words).copy_from_slice(status);
+                check.verdict(&words)
+            });
+        })
+        .await?;
+        let mut readers = lock(&self.inner.readers);
+        if readers.iter().map(wgpu::Buffer::size).sum::<u64>() + class <= MAX_READERS {
+            readers.push(staging);
+        }
+        verdict
+    }
+
+    fn reader(&self, class: u64) -> wgpu::Buffer {
+        let mut readers = lock(&self.inner.readers);
+        if let Some(at) = readers.iter().position(|buffer| buffer.size() == class) {
+            return readers.swap_remove(at);
+        }
+        drop(readers);
+        self.inner.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("readback"),
+            size: class,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        })
+    }
+}

@@ -1,0 +1,149 @@
+//! The log-Bessel kernels: the published tables on every adapter, and parity with the CPU over the whole domain.
+
+use anyhow::{Context, Result, ensure};
+use ndarray::{Array1, Array2, Ix1};
+use orthant::{Device, Real, Tensor, kernels};
+
+use crate::common::{Case, F64, compare, poison};
+
+type Call<T> = fn(&Tensor<T, Ix1>, &Tensor<T, Ix1>) -> orthant::Result<Tensor<T, Ix1>>;
+type Scale = fn(f64, f64) -> f64;
+
+/// Every function, with how its error is scaled: bounds are in eps of max(|reference|, scale(v, x)).
+fn functions<T: Real>() -> [(&'static str, Call<T>, Scale); 9] {
+    let hypot: Scale = f64::hypot;
+    let relative: Scale = |_, _| 0.0;
+    // d/dv passes through 0, where its terms (ln(x/2), digamma) cancel.
+    let dv: Scale = |_, _| 1.0;
+    [
+        ("log_iv", kernels::log_iv, hypot),
+        ("log_kv", kernels::log_kv, hypot),
+        ("iv_ratio", kernels::iv_ratio, relative),
+        ("iv_ratio_complement", kernels::iv_ratio_complement, relative),
+        ("log_iv_dx", kernels::log_iv_dx, relative),
+        ("log_kv_dx", kernels::log_kv_dx, relative),
+        ("log_iv_dv", kernels::log_iv_dv, dv),
+        ("log_kv_dv", kernels::log_kv_dv, dv),
+        ("vmf_log_normalizer", kernels::vmf_log_normalizer, hypot),
+    ]
+}
+
+fn read(name: &str) -> Result<Vec<Vec<f64>>> {
+    let path = format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR"));
+    let mut reader = csv::Reader::from_path(&path).with_context(|| path.clone())?;
+    reader.records().map(|record| record?.iter().map(|field| Ok(field.parse().unwrap_or(f64::NAN))).collect()).collect()
+}
+
+fn cast<T: num::Narrow>(values: impl Iterator<Item = f64>) -> Array1<T> {
+    values.map(T::narrow).collect()
+}
+
+mod num {
+    pub trait Narrow {
+        fn narrow(value: f64) -> Self;
+    }
+    impl Narrow for f32 {
+        fn narrow(value: f64) -> Self {
+            value as f32
+        }
+    }
+    impl Narrow for f64 {
+        fn narrow(value: f64) -> Self {
+            value
+        }
+    }
+}
+
+/// 16 eps of the scaled error (log-Bessel, ratio), the bound for GPUs; relative error at most 4 times that where |reference| > 0.1 s.
+fn golden<T: Real + num::Narrow>(device: &Device, eps: f64) -> Result<()> {
+    let single = T::NAME == "f32";
+    let exact: Vec<bool> = {
+        let path = format!("{}/tests/data/golden_bessel_tags.csv", env!("CARGO_MANIFEST_DIR"));
+        csv::Reader::from_path(path)?.records().map(|record| Ok(&record?[1] == "1")).collect::<Result<_>>()?
+    };
+    let table = read("golden_bessel.csv")?;
+    ensure!(table.len() == exact.len() && table.len() > 3000);
+    let logs: Vec<_> = table.iter().zip(&exact).filter(|(_, exact)| !single || **exact).map(|(row, _)| row).collect();
+    // The table of derivatives has no tags: f32 takes the rows whose inputs f32 holds.
+    let aux = read("golden_bessel_aux.csv")?;
+    let fits = |row: &&Vec<f64>| !single || row[..2].iter().all(|&value| f64::from(value as f32) == value);
+    let aux: Vec<_> = aux.iter().filter(fits).collect();
+    ensure!(logs.len() > 1000 && aux.len() > 300, "{} {}", logs.len(), aux.len());
+
+    for (name, call, scale) in functions::<T>() {
+        let (rows, column) = match name {
+            "log_iv" => (&logs, 2),
+            "log_kv" => (&logs, 3),
+            "iv_ratio" => (&aux, 2),
+            "log_iv_dx" => (&aux, 4),
+            "log_kv_dx" => (&aux, 5),
+            "log_iv_dv" => (&aux, 6),
+            "log_kv_dv" => (&aux, 7),
+            _ => continue,
+        };
+        poison(device, rows.len() * size_of::<T>())?;
+        let order = device.tensor(&cast::<T>(rows.iter().map(|row| row[0])))?;
+        let x = device.tensor(&cast::<T>(rows.iter().map(|row| row[1])))?;
+        let actual: Vec<f64> = call(&order, &x)?.to_array()?.iter().map(|value| value.to_f64()).collect();
+        let expected: Vec<f64> = rows.iter().map(|row| row[column]).collect();
+        compare(name, &actual, &expected, |index, reference| {
+            let (v, x) = (rows[index][0], rows[index][1]);
+            let scaled = 16.0 * eps * reference.abs().max(scale(v, x));
+            let far = name.starts_with("log_") && reference.abs() > 0.1 * v.hypot(x);
+            let bound = if far { scaled.min(64.0 * eps * reference.abs()) } else { scaled };
+            // The smallest normal number: nothing below it is promised.
+            bound.max(if single { f64::from(f32::MIN_POSITIVE) } else { f64::MIN_POSITIVE })
+        })?;
+    }
+    Ok(())
+}
+
+/// CPU and GPU on a grid of the domain, limits at 0 included. The bound is the sum of both sides' own.
+fn parity<T: Real + num::Narrow>(device: &Device, eps: f64) -> Result<()> {
+    let orders = [0.0, 1e-6, 0.3, 0.5, 1.0, 2.5, 7.0, 16.0, 31.0, 100.5, 1023.0, 16383.0, 1e6];
+    let arguments: Vec<f64> = std::iter::once(0.0).chain((-32..=32).map(|k| 10f64.powf(f64::from(k) / 4.0))).collect();
+    let pairs = Array2::from_shape_fn((orders.len(), arguments.len()), |(i, j)| (orders[i], arguments[j]));
+    let order: Array1<T> = cast(pairs.iter().map(|pair| pair.0));
+    let x: Array1<T> = cast(pairs.iter().map(|pair| pair.1));
+    for (name, call, scale) in functions::<T>() {
+        poison(device, x.len() * size_of::<T>())?;
+        let run = |device: &Device| -> Result<Vec<f64>> {
+            let values = call(&device.tensor(&order)?, &device.tensor(&x)?)?.to_array()?;
+            Ok(values.iter().map(|value| value.to_f64()).collect())
+        };
+        let (actual, expected) = (run(device)?, run(&Device::cpu())?);
+        compare(name, &actual, &expected, |index, reference| {
+            let size = reference.abs().max(scale(order[index].to_f64(), x[index].to_f64()));
+            let smallest = if T::NAME == "f32" { f64::from(f32::MIN_POSITIVE) } else { f64::MIN_POSITIVE };
+            (32.0 * eps * size).max(smallest)
+        })?;
+    }
+    Ok(())
+}
+
+fn sizes(device: &Device) -> Result<()> {
+    for length in [0, 1, 63, 64, 65, 255, 257, 4097] {
+        let x = Array1::from_shape_fn(length, |i| 0.25 + i as f32);
+        let order = Array1::from_shape_fn(length, |i| (i % 40) as f32);
+        poison(device, 4 * length)?;
+        let run = |device: &Device| -> Result<Vec<f64>> {
+            let values = kernels::log_iv(&device.tensor(&order)?, &device.tensor(&x)?)?.to_array()?;
+            Ok(values.iter().map(|&value| value.into()).collect())
+        };
+        compare("log_iv", &run(device)?, &run(&Device::cpu())?, |index, reference| {
+            24.0 * f64::from(f32::EPSILON) * reference.abs().max(f64::from(order[index].hypot(x[index])))
+        })?;
+    }
+    Ok(())
+}
+
+pub fn cases() -> Vec<Case> {
+    let (single, double) = (f64::from(f32::EPSILON), f64::EPSILON);
+    vec![
+        Case::new("bessel_f32", "golden tables", move |device| golden::<f32>(device, single)),
+        Case::new("bessel_f32", "parity", move |device| parity::<f32>(device, single)),
+        Case::new("bessel_f32", "sizes", sizes),
+        Case::new("bessel_f64", "golden tables", move |device| golden::<f64>(device, double)).needs(&[F64]),
+        Case::new("bessel_f64", "parity", move |device| parity::<f64>(device, double)).needs(&[F64]),
+    ]
+}
