@@ -1,5 +1,5 @@
-// bessel(v, x): the FUNCTION of order v and argument x that the host chose, in f32. Needs math_f32.wgsl and the
-// constants LOG_IV .. VMF_LOG_NORMALIZER and FUNCTION. v from 0 to 1e6, x from 1e-8 to 1e8 or 0, where nothing overflows.
+// bessel(v, x): the FUNCTION of order v and argument x that the host chose, in f32. Needs math_f32.wgsl, the constants
+// LOG_IV .. VMF_LOG_NORMALIZER and FUNCTION. v from 0 to 1e6, x from 1e-8 to 1e8 or 0: nothing overflows there.
 // With s = hypot(v, x), t = v / s, t0 = asinh(v / x):
 //
 //   s >= 17: one Debye expansion (DLMF 10.41.3-4) in 1/s with coefficients in t^2, so that v = 0 is no case apart
@@ -7,12 +7,12 @@
 //     (ln I)' = s/x - x/s^2 W/U (1/s)                 (ln K)' = -s/x - x/s^2 W/U (-1/s)
 //     d/dv ln I = -t0 - t/s V/U (1/s)                 d/dv ln K = t0 - t/s V/U (-1/s)
 //   s < 17: ln I by its power series (DLMF 10.25.2); the ratio by a downward recurrence of what is left of I_{v+1}/I_v
-//     beside x / (v + 1/2 + hypot(v + 1/2, x)); K by the trapezoid rule on its integral (DLMF 10.32.9).
+//     beside x / (v + 1/2 + hypot(v + 1/2, x)), and d/dv ln I from it; K by the trapezoid rule on an integral (10.32.9).
 //
+// Accurate to a few eps where division and sqrt are; to 9 eps (logs, scaled), 13 (ratio, complement, d/dx) where they
+// err by 2.5 and 4.5 ulp. d/dv ln I below 17 is accurate to 6 eps max(1, |value|): it nearly cancels for v << x.
 // Operations a point, s >= 17: logs 130, ratio, d/dx and d/dv 100. Below: ln I and vMF 150 + 10 a term (at most 23),
-// ratio and (ln I)' 25 + 18 a step (x + 6), K 220 + 110 a node (about 20, at most 53). Accurate to a few eps where
-// division and sqrt are; to 9 eps (logs, scaled), 13 (ratio, complement, d/dx) where they err by 2.5 and 4.5 ulp.
-// d/dv ln I below 17 is accurate to 2 eps max(1, |value|), no better: it nearly cancels for v << x.
+// ratio and (ln I)' 25 + 18 a step (x + 6), d/dv ln I 120 + 25 a step (at most 41), K 220 + 110 a node (20, at most 53).
 
 const DEBYE_FROM: f32 = 17.0;
 const LN_PI: f32 = 1.1447298858;
@@ -40,15 +40,15 @@ fn bessel(v: f32, x: f32) -> f32 {
     }
     if FUNCTION == IV_RATIO {
         if debye { return x / (v + s) - debye_dx(1.0 / s, v, x, s); }
-        return recur_ratio(v, x).ratio;
+        return recur_ratio(v, x, 0u).ratio;
     }
     if FUNCTION == IV_RATIO_COMPLEMENT {
         if debye { return v * (1.0 + v / (s + x)) / (s + v) + debye_dx(1.0 / s, v, x, s); }
-        return recur_ratio(v, x).complement;
+        return recur_ratio(v, x, 0u).complement;
     }
     if FUNCTION == LOG_IV_DX {
         if debye { return s / x - debye_dx(1.0 / s, v, x, s); }
-        return v / x + recur_ratio(v, x).ratio;
+        return v / x + recur_ratio(v, x, 0u).ratio;
     }
     if FUNCTION == LOG_KV_DX {
         if debye { return -s / x - debye_dx(-1.0 / s, v, x, s); }
@@ -61,7 +61,7 @@ fn bessel(v: f32, x: f32) -> f32 {
             return -exp_f32(integrate_kv(v, x, s).log - series_log_iv(v, x));
         }
         if debye { return -asinh_ratio(v, x, s) - debye_dv(1.0 / s, v, s); }
-        return series_log_iv_dv(v, x);
+        return recur_log_iv_dv(v, x);
     }
     // LOG_KV_DV
     if debye { return asinh_ratio(v, x, s) - debye_dv(-1.0 / s, v, s); }
@@ -90,7 +90,7 @@ fn vmf_log_normalizer(v: f32, x: f32) -> f32 {
         return v * log_f32((v + s) * INVERSE_2PI) - s + rest;
     }
     let l = log1p_f32(v);
-    return v * (l - (1.0 + LN_PI)) + (0.5 * l + stirling_rest(v) - LN_2PI) - log1p_f32(power_series(v, x).tail);
+    return v * (l - (1.0 + LN_PI)) + (0.5 * l + stirling_rest(v) - LN_2PI) - log1p_f32(power_series(v, x));
 }
 
 // ---- s >= 17 ----
@@ -166,25 +166,15 @@ fn debye_v(r: f32, y: f32) -> f32 {
 
 // ---- s < 17: I ----
 
-struct PowerSeries {
-    tail: f32,     // sum_{k>=1} q^k / (k! (v+1)..(v+k)), q = x^2/4
-    harmonic: f32, // the same sum, each term times 1/(v+1) + .. + 1/(v+k)
-}
-
-fn power_series(v: f32, x: f32) -> PowerSeries {
+// sum_{k>=1} q^k / (k! (v+1)..(v+k)), q = x^2/4
+fn power_series(v: f32, x: f32) -> f32 {
     let q = 0.25 * x * x;
     var term = 1.0;
-    var sum = PowerSeries(0.0, 0.0);
-    var harmonic = 0.0;
+    var sum = 0.0;
     for (var k = 1u; k <= 40u; k++) {
-        let order = v + f32(k);
-        term *= q / (f32(k) * order);
-        sum.tail += term;
-        if FUNCTION == LOG_IV_DV {
-            harmonic += 1.0 / order;
-            sum.harmonic += term * harmonic;
-        }
-        if term <= 2e-8 * sum.tail { break; }
+        term *= q / (f32(k) * (v + f32(k)));
+        sum += term;
+        if term <= 2e-8 * sum { break; }
     }
     return sum;
 }
@@ -200,34 +190,28 @@ fn series_log_iv(v: f32, x: f32) -> f32 {
     let z = 1.0 + v;
     // v ln(x/2) - ln Gamma(1+v), with v (ln z - 1) of the second merged into the first: no cancellation near v = 0
     let power = v * (log_f32(0.5 * x / z) + 1.0) - 0.5 * log1p_f32(v) - stirling_rest(v);
-    return power + log1p_f32(power_series(v, x).tail);
-}
-
-// d/dv: ln(x/2) - psi(1+v) - mean of the harmonic sums
-fn series_log_iv_dv(v: f32, x: f32) -> f32 {
-    let i = 1.0 / (1.0 + v);
-    // psi(z) - ln z + 1/(2z), z = 1 + v = 1/i
-    let psi_rest = 7.360259864e-8 + i * (-2.7910016e-6 + i * (-0.08329383777 + i * (-2.768660924e-4 + i * (0.009393477118
-        + i * (-0.002189875187 + i * (-0.002186249484 + i * (0.001743487362 + i * -4.030847925e-4)))))));
-    let sum = power_series(v, x);
-    return log_f32(0.5 * x * i) + (0.5 * i - psi_rest) - sum.harmonic / (1.0 + sum.tail);
+    return power + log1p_f32(power_series(v, x));
 }
 
 struct Ratio {
     ratio: f32,      // A = I_{v+1} / I_v
     complement: f32, // 1 - A, from positive terms
+    log_dv: f32,     // LOG_IV_DV: sum_{j<orders} d/dv ln(I_{v+j+1} / I_{v+j})
 }
 
 // With a = v + 1/2, sigma = hypot(a, x), b = a + sigma: A = x / (b + d). From x/A_v = 2(v+1) + x A_{v+1},
 // d_v = 2(v+1) / (sigma_v + sigma_{v+1}) - x^2 d_{v+1} / (b_{v+1} (b_{v+1} + d_{v+1})); d is small, so its error hardly
 // shows. Started at d = a b / (2 sigma^2), its first term, x + 6 orders up: what that lacks has no weight at v.
-fn recur_ratio(v: f32, x: f32) -> Ratio {
+fn recur_ratio(v: f32, x: f32, orders: u32) -> Ratio {
     let square = x * x;
-    var j = u32(x) + 6u;
+    var j = orders + u32(x) + 6u;
     var a = v + (f32(j) + 0.5);
     var sigma = sqrt(a * a + square);
     var b = a + sigma;
     var d = 0.5 * (a / sigma) * (b / sigma);
+    var ratio = x / (b + d);
+    var slope = -1.0 / sigma; // d/dv ln ratio
+    var log_dv = 0.0;
     while j > 0u {
         j--;
         let above = sigma;
@@ -236,8 +220,22 @@ fn recur_ratio(v: f32, x: f32) -> Ratio {
         sigma = sqrt(a * a + square);
         b = a + sigma;
         d = (2.0 * a + 1.0) / (sigma + above) - tail;
+        if FUNCTION == LOG_IV_DV {
+            let ratio_above = ratio;
+            ratio = x / (b + d);
+            slope = -ratio * (2.0 / x + ratio_above * slope);
+            log_dv += select(0.0, slope, j < orders);
+        }
     }
-    return Ratio(x / (b + d), (a + a * a / (sigma + x) + d) / (b + d));
+    return Ratio(x / (b + d), (a + a * a / (sigma + x) + d) / (b + d), log_dv);
+}
+
+// d/dv ln I_v = d/dv ln I_{v+n} less those of the ratios between, n the orders to where the expansion holds
+fn recur_log_iv_dv(v: f32, x: f32) -> f32 {
+    let orders = u32(max(sqrt(DEBYE_FROM * DEBYE_FROM - x * x) - v, 0.0)) + 1u;
+    let w = v + f32(orders);
+    let s = sqrt(w * w + x * x);
+    return -asinh_ratio(w, x, s) - debye_dv(1.0 / s, w, s) - recur_ratio(v, x, orders).log_dv;
 }
 
 // ---- s < 17: K ----

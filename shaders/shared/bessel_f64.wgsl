@@ -1,5 +1,5 @@
-// bessel(v, x): the FUNCTION of order v and argument x that the host chose, in f64. Needs math_f64.wgsl and the
-// constants LOG_IV .. VMF_LOG_NORMALIZER and FUNCTION. v from 0 to 1e6, x from 1e-8 to 1e8 or 0, where nothing overflows.
+// bessel(v, x): the FUNCTION of order v and argument x that the host chose, in f64. Needs math_f64.wgsl, the constants
+// LOG_IV .. VMF_LOG_NORMALIZER and FUNCTION. v from 0 to 1e6, x from 1e-8 to 1e8 or 0: nothing overflows there.
 // With s = hypot(v, x), t = v / s, t0 = asinh(v / x):
 //
 //   s >= 34: one Debye expansion (DLMF 10.41.3-4) in 1/s with coefficients in t^2, so that v = 0 is no case apart
@@ -7,12 +7,13 @@
 //     (ln I)' = s/x - x/s^2 W/U (1/s)                 (ln K)' = -s/x - x/s^2 W/U (-1/s)
 //     d/dv ln I = -t0 - t/s V/U (1/s)                 d/dv ln K = t0 - t/s V/U (-1/s)
 //   s < 34: ln I by its power series (DLMF 10.25.2); the ratio by a downward recurrence of what is left of I_{v+1}/I_v
-//     beside x / (v + 1/2 + hypot(v + 1/2, x)); K by the trapezoid rule on its integral (DLMF 10.32.9).
+//     beside x / (v + 1/2 + hypot(v + 1/2, x)), and d/dv ln I from it; K by the trapezoid rule on an integral (10.32.9).
 //
+// Accurate to a few eps where division and sqrt are; to 7 eps (logs, scaled), 13 (ratio, complement, d/dx) where they
+// err by 2.5 and 4.5 ulp. d/dv ln I below 34 is accurate to 7 eps max(1, |value|): it nearly cancels for v << x.
 // Operations a point, s >= 34: logs 280, ratio, d/dx and d/dv 390; from s = 300 logs 150, the others 125. Below: ln I
-// and vMF 200 + 10 a term (at most 47), ratio and (ln I)' 25 + 18 a step (x + 12), K 230 + 140 a node (about 44, at most
-// 115). Accurate to a few eps where division and sqrt are; to 7 eps (logs, scaled), 13 (ratio, complement, d/dx) where
-// they err by 2.5 and 4.5 ulp. d/dv ln I below 34 is accurate to 9 eps max(1, |value|), no better: it nearly cancels for v << x.
+// and vMF 200 + 10 a term (at most 47), ratio and (ln I)' 25 + 18 a step (x + 12), d/dv ln I 430 + 25 a step (at most
+// 81), K 230 + 140 a node (44, at most 115).
 
 const DEBYE_FROM: f64 = 34.0;
 const DEBYE_SHORT: f64 = 0.0033; // 1/s from which more than six terms of the expansion count
@@ -41,15 +42,15 @@ fn bessel(v: f64, x: f64) -> f64 {
     }
     if FUNCTION == IV_RATIO {
         if debye { return x / (v + s) - debye_dx(1.0 / s, v, x, s); }
-        return recur_ratio(v, x).ratio;
+        return recur_ratio(v, x, 0u).ratio;
     }
     if FUNCTION == IV_RATIO_COMPLEMENT {
         if debye { return v * (1.0 + v / (s + x)) / (s + v) + debye_dx(1.0 / s, v, x, s); }
-        return recur_ratio(v, x).complement;
+        return recur_ratio(v, x, 0u).complement;
     }
     if FUNCTION == LOG_IV_DX {
         if debye { return s / x - debye_dx(1.0 / s, v, x, s); }
-        return v / x + recur_ratio(v, x).ratio;
+        return v / x + recur_ratio(v, x, 0u).ratio;
     }
     if FUNCTION == LOG_KV_DX {
         if debye { return -s / x - debye_dx(-1.0 / s, v, x, s); }
@@ -62,7 +63,7 @@ fn bessel(v: f64, x: f64) -> f64 {
             return -exp_f64(integrate_kv(v, x, s).log - series_log_iv(v, x));
         }
         if debye { return -asinh_ratio(v, x, s) - debye_dv(1.0 / s, v, s); }
-        return series_log_iv_dv(v, x);
+        return recur_log_iv_dv(v, x);
     }
     // LOG_KV_DV
     if debye { return asinh_ratio(v, x, s) - debye_dv(-1.0 / s, v, s); }
@@ -91,7 +92,7 @@ fn vmf_log_normalizer(v: f64, x: f64) -> f64 {
         return v * log_f64((v + s) * INVERSE_2PI) - s + rest;
     }
     let l = log1p_f64(v);
-    return v * (l - (1.0 + LN_PI)) + (0.5 * l + stirling_rest(v) - LN_2PI) - log1p_f64(power_series(v, x).tail);
+    return v * (l - (1.0 + LN_PI)) + (0.5 * l + stirling_rest(v) - LN_2PI) - log1p_f64(power_series(v, x));
 }
 
 // ---- s >= 34 ----
@@ -262,25 +263,15 @@ fn debye_v(r: f64, y: f64) -> f64 {
 
 // ---- s < 34: I ----
 
-struct PowerSeries {
-    tail: f64,     // sum_{k>=1} q^k / (k! (v+1)..(v+k)), q = x^2/4
-    harmonic: f64, // the same sum, each term times 1/(v+1) + .. + 1/(v+k)
-}
-
-fn power_series(v: f64, x: f64) -> PowerSeries {
+// sum_{k>=1} q^k / (k! (v+1)..(v+k)), q = x^2/4
+fn power_series(v: f64, x: f64) -> f64 {
     let q = 0.25 * x * x;
     var term = 1.0lf;
-    var sum = PowerSeries(0.0lf, 0.0lf);
-    var harmonic = 0.0lf;
+    var sum = 0.0lf;
     for (var k = 1u; k <= 90u; k++) {
-        let order = v + f64(k);
-        term *= q / (f64(k) * order);
-        sum.tail += term;
-        if FUNCTION == LOG_IV_DV {
-            harmonic += 1.0 / order;
-            sum.harmonic += term * harmonic;
-        }
-        if term <= 2e-17 * sum.tail { break; }
+        term *= q / (f64(k) * (v + f64(k)));
+        sum += term;
+        if term <= 2e-17 * sum { break; }
     }
     return sum;
 }
@@ -301,40 +292,28 @@ fn series_log_iv(v: f64, x: f64) -> f64 {
     let z = 1.0 + v;
     // v ln(x/2) - ln Gamma(1+v), with v (ln z - 1) of the second merged into the first: no cancellation near v = 0
     let power = v * (log_f64(0.5 * x / z) + 1.0) - 0.5 * log1p_f64(v) - stirling_rest(v);
-    return power + log1p_f64(power_series(v, x).tail);
-}
-
-// d/dv: ln(x/2) - psi(1+v) - mean of the harmonic sums
-fn series_log_iv_dv(v: f64, x: f64) -> f64 {
-    let i = 1.0 / (1.0 + v);
-    // psi(z) - ln z + 1/(2z), z = 1 + v = 1/i
-    let psi_rest = -3.369007366511737e-14 + i * (4.371088613024249e-12 + i * (-0.0833333335770626
-        + i * (7.784709719603656e-9 + i * (0.008333172936352268 + i * (2.2760080073978775e-6
-        + i * (-0.003991399268786573 + i * (0.0001726263649284066 + i * (0.003214867903352454
-        + i * (0.003829805435231819 + i * (-0.018188451426886378 + i * (0.01596052872095067
-        + i * (0.03234489168512147 + i * (-0.12806697430363947 + i * (0.22684293434516437
-        + i * (-0.26807161096350013 + i * (0.2290701738654084 + i * (-0.14364471172709162
-        + i * (0.06493494913424483 + i * (-0.02012140697178508 + i * (0.0038357348153606687
-        + i * -0.0003397456659508441))))))))))))))))))));
-    let sum = power_series(v, x);
-    return log_f64(0.5 * x * i) + (0.5 * i - psi_rest) - sum.harmonic / (1.0 + sum.tail);
+    return power + log1p_f64(power_series(v, x));
 }
 
 struct Ratio {
     ratio: f64,      // A = I_{v+1} / I_v
     complement: f64, // 1 - A, from positive terms
+    log_dv: f64,     // LOG_IV_DV: sum_{j<orders} d/dv ln(I_{v+j+1} / I_{v+j})
 }
 
 // With a = v + 1/2, sigma = hypot(a, x), b = a + sigma: A = x / (b + d). From x/A_v = 2(v+1) + x A_{v+1},
 // d_v = 2(v+1) / (sigma_v + sigma_{v+1}) - x^2 d_{v+1} / (b_{v+1} (b_{v+1} + d_{v+1})); d is small, so its error hardly
 // shows. Started at d = a b / (2 sigma^2), its first term, x + 12 orders up: what that lacks has no weight at v.
-fn recur_ratio(v: f64, x: f64) -> Ratio {
+fn recur_ratio(v: f64, x: f64, orders: u32) -> Ratio {
     let square = x * x;
-    var j = u32(x) + 12u;
+    var j = orders + u32(x) + 12u;
     var a = v + (f64(j) + 0.5);
     var sigma = sqrt(a * a + square);
     var b = a + sigma;
     var d = 0.5 * (a / sigma) * (b / sigma);
+    var ratio = x / (b + d);
+    var slope = -1.0 / sigma; // d/dv ln ratio
+    var log_dv = 0.0lf;
     while j > 0u {
         j--;
         let above = sigma;
@@ -343,8 +322,22 @@ fn recur_ratio(v: f64, x: f64) -> Ratio {
         sigma = sqrt(a * a + square);
         b = a + sigma;
         d = (2.0 * a + 1.0) / (sigma + above) - tail;
+        if FUNCTION == LOG_IV_DV {
+            let ratio_above = ratio;
+            ratio = x / (b + d);
+            slope = -ratio * (2.0 / x + ratio_above * slope);
+            log_dv += select(0.0, slope, j < orders);
+        }
     }
-    return Ratio(x / (b + d), (a + a * a / (sigma + x) + d) / (b + d));
+    return Ratio(x / (b + d), (a + a * a / (sigma + x) + d) / (b + d), log_dv);
+}
+
+// d/dv ln I_v = d/dv ln I_{v+n} less those of the ratios between, n the orders to where the expansion holds
+fn recur_log_iv_dv(v: f64, x: f64) -> f64 {
+    let orders = u32(max(sqrt(DEBYE_FROM * DEBYE_FROM - x * x) - v, 0.0)) + 1u;
+    let w = v + f64(orders);
+    let s = sqrt(w * w + x * x);
+    return -asinh_ratio(w, x, s) - debye_dv(1.0 / s, w, s) - recur_ratio(v, x, orders).log_dv;
 }
 
 // ---- s < 34: K ----
