@@ -1,10 +1,11 @@
-// out[params.out_offset + i] = bessel(order[..], x[..]), elementwise, one invocation an element; the inputs broadcast as in NumPy.
+// out[out_offset + i] = bessel(order[..], x[..]), elementwise, one invocation an element; the inputs broadcast as in
+// NumPy.
 // Shared: math_f32.wgsl and bessel_f32.wgsl, or math_f64.wgsl and bessel_f64.wgsl. The host appends
 //   alias Real = f32; (or f64)    const WORKGROUP: u32 = 64u;    const FUNCTION: u32 = LOG_IV; (one of these)
 //   const LOG_IV: u32 = 0u; LOG_KV 1, IV_RATIO 2, IV_RATIO_COMPLEMENT 3, LOG_IV_DX 4, LOG_KV_DX 5, LOG_IV_DV 6,
 //   LOG_KV_DV 7, VMF_LOG_NORMALIZER 8
-// An order out of [0, 1e7], an x that is neither 0 nor in [1e-15, 1e9], an infinity or a NaN is reported in status and gives NaN;
-// -0 counts as 0.
+// An order out of [0, 1e7], an x that is neither 0 nor in [1e-15, 1e9], an infinity or a NaN is reported in status and
+// gives NaN; -0 counts as 0.
 
 struct Params {
     count: u32,        // elements of this dispatch

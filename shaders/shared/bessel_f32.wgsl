@@ -1,5 +1,5 @@
 // bessel(v, x): the FUNCTION of order v and argument x that the host chose, in f32. Needs math_f32.wgsl, the constants
-// LOG_IV .. VMF_LOG_NORMALIZER and FUNCTION. v from 0 to 1e6, x from 1e-8 to 1e8 or 0: nothing overflows there.
+// LOG_IV .. VMF_LOG_NORMALIZER and FUNCTION. v from 0 to 1e7, x from 1e-15 to 1e9 or 0: nothing overflows there.
 // With s = hypot(v, x), t = v / s, t0 = asinh(v / x):
 //
 //   s >= 17: one Debye expansion (DLMF 10.41.3-4) in 1/s with coefficients in t^2, so that v = 0 is no case apart
@@ -7,12 +7,12 @@
 //     (ln I)' = s/x - x/s^2 W/U (1/s)                 (ln K)' = -s/x - x/s^2 W/U (-1/s)
 //     d/dv ln I = -t0 - t/s V/U (1/s)                 d/dv ln K = t0 - t/s V/U (-1/s)
 //   s < 17: ln I by its power series (DLMF 10.25.2); the ratio by a downward recurrence of what is left of I_{v+1}/I_v
-//     beside x / (v + 1/2 + hypot(v + 1/2, x)), and d/dv ln I from it; K by the trapezoid rule on an integral (10.32.9).
+//     beside x / (v + 1/2 + hypot(v + 1/2, x)), and d/dv ln I from it; K by the trapezoid rule on (10.32.9).
 //
 // Accurate to a few eps where division and sqrt are; to 9 eps (logs, scaled), 13 (ratio, complement, d/dx) where they
 // err by 2.5 and 4.5 ulp. d/dv ln I below 17 is accurate to 6 eps max(1, |value|): it nearly cancels for v << x.
 // Operations a point, s >= 17: logs 130, ratio, d/dx and d/dv 100. Below: ln I and vMF 150 + 10 a term (at most 23),
-// ratio and (ln I)' 25 + 18 a step (x + 6), d/dv ln I 120 + 25 a step (at most 41), K 220 + 110 a node (20, at most 53).
+// ratio and (ln I)' 25 + 18 a step (x + 6), d/dv ln I 120 + 25 a step (at most 41), K 220 + 110 a node (20, at most 85)
 
 const DEBYE_FROM: f32 = 17.0;
 const LN_PI: f32 = 1.1447298858;
@@ -253,7 +253,7 @@ fn integrate_kv(v: f32, x: f32, s: f32) -> Kv {
     let t0 = asinh_ratio(v, x, s);
     let d = x * (x / (s + v));
     let qd = 18.0 / d;
-    let qv = 18.0 / max(v, 1e-12);
+    let qv = 18.0 / max(v, 1e-18);
     let root = sqrt(2.0 * qv);
     // each bound keeps one of E's two terms, with e^u - 1 - u >= u^2/2 and e^-u - 1 + u >= u^2 / (2 + u)
     let reach = log1p_f32(qd + sqrt(qd) * sqrt(qd + 2.0));

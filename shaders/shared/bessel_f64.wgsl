@@ -1,5 +1,5 @@
 // bessel(v, x): the FUNCTION of order v and argument x that the host chose, in f64. Needs math_f64.wgsl, the constants
-// LOG_IV .. VMF_LOG_NORMALIZER and FUNCTION. v from 0 to 1e6, x from 1e-8 to 1e8 or 0: nothing overflows there.
+// LOG_IV .. VMF_LOG_NORMALIZER and FUNCTION. v from 0 to 1e7, x from 1e-15 to 1e9 or 0: nothing overflows there.
 // With s = hypot(v, x), t = v / s, t0 = asinh(v / x):
 //
 //   s >= 34: one Debye expansion (DLMF 10.41.3-4) in 1/s with coefficients in t^2, so that v = 0 is no case apart
@@ -7,13 +7,13 @@
 //     (ln I)' = s/x - x/s^2 W/U (1/s)                 (ln K)' = -s/x - x/s^2 W/U (-1/s)
 //     d/dv ln I = -t0 - t/s V/U (1/s)                 d/dv ln K = t0 - t/s V/U (-1/s)
 //   s < 34: ln I by its power series (DLMF 10.25.2); the ratio by a downward recurrence of what is left of I_{v+1}/I_v
-//     beside x / (v + 1/2 + hypot(v + 1/2, x)), and d/dv ln I from it; K by the trapezoid rule on an integral (10.32.9).
+//     beside x / (v + 1/2 + hypot(v + 1/2, x)), and d/dv ln I from it; K by the trapezoid rule on (10.32.9).
 //
 // Accurate to a few eps where division and sqrt are; to 7 eps (logs, scaled), 13 (ratio, complement, d/dx) where they
 // err by 2.5 and 4.5 ulp. d/dv ln I below 34 is accurate to 7 eps max(1, |value|): it nearly cancels for v << x.
 // Operations a point, s >= 34: logs 280, ratio, d/dx and d/dv 390; from s = 300 logs 150, the others 125. Below: ln I
 // and vMF 200 + 10 a term (at most 47), ratio and (ln I)' 25 + 18 a step (x + 12), d/dv ln I 430 + 25 a step (at most
-// 81), K 230 + 140 a node (44, at most 115).
+// 81), K 230 + 140 a node (44, at most 180).
 
 const DEBYE_FROM: f64 = 34.0;
 const DEBYE_SHORT: f64 = 0.0033; // 1/s from which more than six terms of the expansion count
@@ -355,7 +355,7 @@ fn integrate_kv(v: f64, x: f64, s: f64) -> Kv {
     let t0 = asinh_ratio(v, x, s);
     let d = x * (x / (s + v));
     let qd = 38.0 / d;
-    let qv = 38.0 / max(v, 1e-12);
+    let qv = 38.0 / max(v, 1e-18);
     let root = sqrt(2.0 * qv);
     // each bound keeps one of E's two terms, with e^u - 1 - u >= u^2/2 and e^-u - 1 + u >= u^2 / (2 + u)
     let reach = log1p_f64(qd + sqrt(qd) * sqrt(qd + 2.0));
