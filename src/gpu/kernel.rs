@@ -42,6 +42,10 @@ pub struct Needs {
 pub(crate) enum Constant {
     /// `const NAME: u32 = value;`
     U32(u32),
+    /// The same, for one of the values that a [`Constant::Choice`] chooses from; not part of the variant's name.
+    Option(u32),
+    /// `const NAME: u32 = OPTION;`
+    Choice(&'static str),
     /// `alias Name = type;`
     Type(&'static str),
 }
@@ -97,6 +101,8 @@ impl Kernel {
         for (constant, value) in constants {
             match value {
                 Constant::U32(value) => name += &format!("-{}_{value}", constant.to_lowercase()),
+                Constant::Option(_) => {}
+                Constant::Choice(value) => name += &format!("-{}", value.to_lowercase()),
                 Constant::Type(value) => name += &format!("-{value}"),
             }
         }
@@ -124,7 +130,8 @@ impl Kernel {
         }
         for (name, value) in constants {
             text += &match value {
-                Constant::U32(value) => format!("const {name}: u32 = {value}u;\n"),
+                Constant::U32(value) | Constant::Option(value) => format!("const {name}: u32 = {value}u;\n"),
+                Constant::Choice(value) => format!("const {name}: u32 = {value};\n"),
                 Constant::Type(value) => format!("alias {name} = {value};\n"),
             };
         }

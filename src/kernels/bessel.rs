@@ -37,7 +37,7 @@ macro_rules! functions {
         )*
 
         impl Function {
-            /// Every function, in the order of the shader's `FUNCTION`.
+            /// Every function.
             pub(crate) const ALL: &'static [Self] = &[$(Self::$function),*];
 
             /// Its public name.
@@ -109,15 +109,25 @@ static BESSEL_F64: Kernel = Kernel {
 const WORKGROUP: u32 = 64;
 
 fn constants(function: Function, real: &'static str) -> Vec<(&'static str, Constant)> {
-    let names =
-        ["LOG_IV", "LOG_KV", "IV_RATIO", "IV_RATIO_COMPLEMENT", "LOG_IV_DX", "LOG_KV_DX", "LOG_IV_DV", "LOG_KV_DV"];
-    let names = names.into_iter().chain(["VMF_LOG_NORMALIZER"]);
-    let mut all: Vec<_> = names.zip((0..).map(Constant::U32)).collect();
-    all.push(("FUNCTION", Constant::U32(function as u32)));
+    let mut all: Vec<_> = NAMES.into_iter().zip((0..).map(Constant::Option)).collect();
+    all.push(("FUNCTION", Constant::Choice(NAMES[function as usize])));
     all.push(("Real", Constant::Type(real)));
     all.push(("WORKGROUP", Constant::U32(WORKGROUP)));
     all
 }
+
+/// The functions as the shader calls them, in the order of [`Function`].
+const NAMES: [&str; 9] = [
+    "LOG_IV",
+    "LOG_KV",
+    "IV_RATIO",
+    "IV_RATIO_COMPLEMENT",
+    "LOG_IV_DX",
+    "LOG_KV_DX",
+    "LOG_IV_DV",
+    "LOG_KV_DV",
+    "VMF_LOG_NORMALIZER",
+];
 
 /// The kernel as it is compiled, for every function and element type.
 pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {
@@ -437,6 +447,13 @@ mod tests {
                     assert!(high <= order.iter().product(), "{shape:?} {start}..{end} reaches {high}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_shader_knows_the_functions_by_their_names() {
+        for &function in Function::ALL {
+            assert_eq!(NAMES[function as usize], function.name().to_uppercase());
         }
     }
 
