@@ -334,7 +334,7 @@ fn recur_ratio(v: f64, x: f64, orders: u32) -> Ratio {
 
 // d/dv ln I_v = d/dv ln I_{v+n} less those of the ratios between, n the orders to where the expansion holds
 fn recur_log_iv_dv(v: f64, x: f64) -> f64 {
-    let orders = u32(max(sqrt(DEBYE_FROM * DEBYE_FROM - x * x) - v, 0.0)) + 1u;
+    let orders = u32(max(sqrt(max(DEBYE_FROM * DEBYE_FROM - x * x, 0.0)) - v, 0.0)) + 1u;
     let w = v + f64(orders);
     let s = sqrt(w * w + x * x);
     return -asinh_ratio(w, x, s) - debye_dv(1.0 / s, w, s) - recur_ratio(v, x, orders).log_dv;
