@@ -12,7 +12,7 @@
 // Accurate to a few eps where division and sqrt are; to 9 eps (logs, scaled), 13 (ratio, complement, d/dx) where they
 // err by 2.5 and 4.5 ulp. d/dv ln I below 17 is accurate to 6 eps max(1, |value|): it nearly cancels for v << x.
 // Operations a point, s >= 17: logs 130, ratio, d/dx and d/dv 100. Below: ln I and vMF 150 + 10 a term (at most 23),
-// ratio and (ln I)' 25 + 18 a step (x + 6), d/dv ln I 120 + 25 a step (at most 41), K 220 + 110 a node (20, at most 85)
+// ratio and (ln I)' 25 + 18 a step (x + 6), d/dv ln I 120 + 25 a step (at most 32), K 220 + 110 a node (20, at most 85)
 
 const DEBYE_FROM: f32 = 17.0;
 const LN_PI: f32 = 1.1447298858;

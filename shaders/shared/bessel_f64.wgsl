@@ -13,7 +13,7 @@
 // err by 2.5 and 4.5 ulp. d/dv ln I below 34 is accurate to 7 eps max(1, |value|): it nearly cancels for v << x.
 // Operations a point, s >= 34: logs 280, ratio, d/dx and d/dv 390; from s = 300 logs 150, the others 125. Below: ln I
 // and vMF 200 + 10 a term (at most 47), ratio and (ln I)' 25 + 18 a step (x + 12), d/dv ln I 430 + 25 a step (at most
-// 81), K 230 + 140 a node (44, at most 180).
+// 61), K 230 + 140 a node (44, at most 180).
 
 const DEBYE_FROM: f64 = 34.0;
 const DEBYE_SHORT: f64 = 0.0033; // 1/s from which more than six terms of the expansion count
