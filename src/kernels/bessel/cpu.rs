@@ -1,34 +1,123 @@
-//! The CPU path.
+//! The log-Bessel functions on the CPU: single thread, SIMD over points, no tensors.
+//!
+//! ```text
+//!                      hypot(v, x) >= 34 (f32: 17)      below
+//! ln I, ln C_d         Debye expansion (debye.rs)       power series (series.rs)
+//! A = I_(v+1)/I_v      Debye expansion                  continued fraction; 1 - A: Kummer's series (series.rs)
+//! ln K, its d/dx d/dv  Debye expansion                  trapezoidal rule on the real line (quadrature.rs)
+//! d/dv ln I            Debye expansion                  trapezoidal rule on the path of steepest descent (contour.rs)
+//! ```
+//!
+//! Every formula is one straight line of arithmetic over [`real::Real`], so one text serves scalars and SIMD loops.
 
-/// Which function of the order and the argument.
+mod contour;
+mod debye;
+mod elementary;
+mod family;
+mod gamma;
+mod quadrature;
+mod real;
+mod series;
+#[cfg(test)]
+mod tests;
+
+use family::*;
+use series::Precision;
+
+/// Which function of (order, x).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Function {
+    /// ln I_v(x); at x = 0: 0 for v = 0, else -inf
     LogIv,
+    /// ln K_v(x); at x = 0: +inf
     LogKv,
+    /// I_(v+1)(x) / I_v(x); at x = 0: 0
     IvRatio,
+    /// 1 - I_(v+1)(x) / I_v(x), accurate where it is small; at x = 0: 1
     IvRatioComplement,
+    /// d/dx ln I_v(x); at x = 0: 0 for v = 0, else +inf
     LogIvDx,
+    /// d/dx ln K_v(x); at x = 0: -inf
     LogKvDx,
+    /// d/dv ln I_v(x); at x = 0: -inf
     LogIvDv,
+    /// d/dv ln K_v(x); at x = 0: 0 for v = 0, else +inf
     LogKvDv,
+    /// ln C_d(x), the log normaliser of the von Mises-Fisher density in dimension d = 2 v + 2 at concentration x:
+    /// C_d = x^v / ((2 pi)^(v + 1) I_v(x)); at x = 0: minus the log of the sphere's area
     VmfLogNormalizer,
 }
-/// f32 and f64.
+
+/// The element types of the CPU path.
 pub trait CpuReal: Sized {
-    /// Evaluates.
+    /// `function` of (order\[i\], x\[i\]) into out\[i\]: single thread, slices of equal length, order and x finite and >= 0.
+    ///
+    /// Never an overflow or a NaN for order <= 1e7 and x <= 1e30; accuracy is measured for order <= 1e6 and x in [1e-8, 1e8].
     fn bessel(function: Function, order: &[Self], x: &[Self], out: &mut [Self]);
 }
-impl CpuReal for f32 {
-    fn bessel(_: Function, order: &[Self], x: &[Self], out: &mut [Self]) {
-        for i in 0..out.len() {
-            out[i] = order[i] + 2.0 * x[i];
+
+impl CpuReal for f64 {
+    fn bessel(function: Function, order: &[Self], x: &[Self], out: &mut [Self]) {
+        for ((out, &v), &x) in out.iter_mut().zip(order).zip(x) {
+            *out = scalar(function, v, x);
         }
     }
 }
-impl CpuReal for f64 {
-    fn bessel(_: Function, order: &[Self], x: &[Self], out: &mut [Self]) {
-        for i in 0..out.len() {
-            out[i] = order[i] + 2.0 * x[i];
+
+impl CpuReal for f32 {
+    fn bessel(function: Function, order: &[Self], x: &[Self], out: &mut [Self]) {
+        for ((out, &v), &x) in out.iter_mut().zip(order).zip(x) {
+            *out = scalar(function, f64::from(v), f64::from(x)) as f32;
         }
+    }
+}
+
+/// ln I_v(x) of one point, within 4 eps of max(|ln I|, hypot(v, x))
+pub(crate) fn log_iv(v: f64, x: f64) -> f64 {
+    double::<LogIv>(v, x)
+}
+
+/// ln K_v(x) of one point, within 4 eps of max(|ln K|, hypot(v, x))
+pub(crate) fn log_kv(v: f64, x: f64) -> f64 {
+    double::<LogKv>(v, x)
+}
+
+/// (A, 1 - A) of A = I_(v+1)(x) / I_v(x), each within 4 eps of itself: the second is not the first's rounding error where A -> 1.
+pub(crate) fn iv_ratio_pair(v: f64, x: f64) -> (f64, f64) {
+    (double::<IvRatio>(v, x), double::<IvRatioComplement>(v, x))
+}
+
+/// ln C_d(kappa) of one von Mises-Fisher density in dimension d >= 2, within 4 eps of max(|ln C|, hypot(d/2 - 1, kappa))
+pub(crate) fn vmf_log_normalizer(d: f64, kappa: f64) -> f64 {
+    double::<VmfLogNormalizer>(0.5 * d - 1.0, kappa)
+}
+
+fn scalar(function: Function, v: f64, x: f64) -> f64 {
+    match function {
+        Function::LogIv => double::<LogIv>(v, x),
+        Function::LogKv => double::<LogKv>(v, x),
+        Function::IvRatio => double::<IvRatio>(v, x),
+        Function::IvRatioComplement => double::<IvRatioComplement>(v, x),
+        Function::LogIvDx => double::<LogIvDx>(v, x),
+        Function::LogKvDx => double::<LogKvDx>(v, x),
+        Function::LogIvDv => double::<LogIvDv>(v, x),
+        Function::LogKvDv => double::<LogKvDv>(v, x),
+        Function::VmfLogNormalizer => double::<VmfLogNormalizer>(v, x),
+    }
+}
+
+/// One value in f64, without SIMD; x is 0 or in [1e-140, 1e150].
+fn double<F: Family>(v: f64, x: f64) -> f64 {
+    if x == 0.0 { F::at_0(v) } else { double_inside::<F>(v, x) }
+}
+
+fn double_inside<F: Family>(v: f64, x: f64) -> f64 {
+    let square = v * v + x * x;
+    if square < 34.0 * 34.0 {
+        F::below([v], [x], Precision::Double)[0]
+    } else if square < 93.0 * 93.0 {
+        F::debye::<f64, 13>(v, x)
+    } else {
+        F::debye::<f64, 8>(v, x)
     }
 }
