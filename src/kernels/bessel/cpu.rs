@@ -10,6 +10,7 @@
 //!
 //! Every formula is one straight line of arithmetic over [`real::Real`], so one text serves scalars and SIMD loops.
 
+mod blocks;
 mod contour;
 mod debye;
 mod elementary;
@@ -56,21 +57,27 @@ pub trait CpuReal: Sized {
     fn bessel(function: Function, order: &[Self], x: &[Self], out: &mut [Self]);
 }
 
-impl CpuReal for f64 {
-    fn bessel(function: Function, order: &[Self], x: &[Self], out: &mut [Self]) {
-        for ((out, &v), &x) in out.iter_mut().zip(order).zip(x) {
-            *out = scalar(function, v, x);
+macro_rules! cpu_real {
+    ($real:ident) => {
+        impl CpuReal for $real {
+            fn bessel(function: Function, order: &[Self], x: &[Self], out: &mut [Self]) {
+                match function {
+                    Function::LogIv => blocks::run::<LogIv, Self>(order, x, out),
+                    Function::LogKv => blocks::run::<LogKv, Self>(order, x, out),
+                    Function::IvRatio => blocks::run::<IvRatio, Self>(order, x, out),
+                    Function::IvRatioComplement => blocks::run::<IvRatioComplement, Self>(order, x, out),
+                    Function::LogIvDx => blocks::run::<LogIvDx, Self>(order, x, out),
+                    Function::LogKvDx => blocks::run::<LogKvDx, Self>(order, x, out),
+                    Function::LogIvDv => blocks::run::<LogIvDv, Self>(order, x, out),
+                    Function::LogKvDv => blocks::run::<LogKvDv, Self>(order, x, out),
+                    Function::VmfLogNormalizer => blocks::run::<VmfLogNormalizer, Self>(order, x, out),
+                }
+            }
         }
-    }
+    };
 }
-
-impl CpuReal for f32 {
-    fn bessel(function: Function, order: &[Self], x: &[Self], out: &mut [Self]) {
-        for ((out, &v), &x) in out.iter_mut().zip(order).zip(x) {
-            *out = scalar(function, f64::from(v), f64::from(x)) as f32;
-        }
-    }
-}
+cpu_real!(f32);
+cpu_real!(f64);
 
 /// ln I_v(x) of one point, within 4 eps of max(|ln I|, hypot(v, x))
 pub(crate) fn log_iv(v: f64, x: f64) -> f64 {
@@ -90,20 +97,6 @@ pub(crate) fn iv_ratio_pair(v: f64, x: f64) -> (f64, f64) {
 /// ln C_d(kappa) of one von Mises-Fisher density in dimension d >= 2, within 4 eps of max(|ln C|, hypot(d/2 - 1, kappa))
 pub(crate) fn vmf_log_normalizer(d: f64, kappa: f64) -> f64 {
     double::<VmfLogNormalizer>(0.5 * d - 1.0, kappa)
-}
-
-fn scalar(function: Function, v: f64, x: f64) -> f64 {
-    match function {
-        Function::LogIv => double::<LogIv>(v, x),
-        Function::LogKv => double::<LogKv>(v, x),
-        Function::IvRatio => double::<IvRatio>(v, x),
-        Function::IvRatioComplement => double::<IvRatioComplement>(v, x),
-        Function::LogIvDx => double::<LogIvDx>(v, x),
-        Function::LogKvDx => double::<LogKvDx>(v, x),
-        Function::LogIvDv => double::<LogIvDv>(v, x),
-        Function::LogKvDv => double::<LogKvDv>(v, x),
-        Function::VmfLogNormalizer => double::<VmfLogNormalizer>(v, x),
-    }
 }
 
 /// One value in f64, without SIMD; x is 0 or in [1e-140, 1e150].

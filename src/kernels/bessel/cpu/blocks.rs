@@ -1,0 +1,189 @@
+//! From slices to SIMD loops: points are sorted by region, block by block, so that each loop runs one formula.
+//!
+//! A block's points are classed by hypot(v, x) (how many terms of the Debye expansion) and, below its reach, by x (how many terms
+//! of the series), gathered class by class with each class padded to whole vectors, computed, and scattered back. A block of one
+//! class skips the sorting.
+
+use super::family::Family;
+use super::real::{Fused, Real};
+use super::series::Precision;
+use multiversion::multiversion;
+use multiversion::target::target_cfg_f;
+
+/// Points sorted together: the arrays of a block stay in the first two levels of cache.
+const BLOCK: usize = 1024;
+/// Points computed together: two AVX-512 registers of f64 or one of f32. Classes are padded to multiples of it.
+const LANES: usize = 16;
+/// x = 0; then four by x, below the reach of the Debye expansion; then four by its number of terms.
+const CLASSES: usize = 9;
+const SERIES: usize = 1;
+const DEBYE: usize = 5;
+const CAPACITY: usize = BLOCK + CLASSES * LANES;
+
+/// An element type: f32 or f64.
+pub(super) trait Element: Copy + Default + PartialEq + Into<f64> {
+    /// x from which the classes below the Debye expansion's reach begin
+    const SERIES_FROM: [f64; 4];
+    /// hypot(v, x) from which the classes within it begin
+    const DEBYE_FROM: [f64; 4];
+    const PRECISION: Precision;
+    /// Its number for the formulas, with and without fused multiply-add.
+    type Fused: Real;
+    type Plain: Real;
+    fn from_f64(value: f64) -> Self;
+    /// The Debye expansion with the number of terms of a class.
+    fn debye<F: Family, T: Real>(class: usize, order: &[Self], x: &[Self], out: &mut [Self]);
+}
+
+impl Element for f64 {
+    const SERIES_FROM: [f64; 4] = [0.0, 1.5, 6.0, 15.0];
+    const DEBYE_FROM: [f64; 4] = [34.0, 93.0, 468.0, 6713.0];
+    const PRECISION: Precision = Precision::Double;
+    type Fused = Fused<f64>;
+    type Plain = f64;
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+    #[inline(always)]
+    fn debye<F: Family, T: Real>(class: usize, order: &[Self], x: &[Self], out: &mut [Self]) {
+        match class - DEBYE {
+            0 => debye::<F, Self, T, 13>(order, x, out),
+            1 => debye::<F, Self, T, 8>(order, x, out),
+            2 => debye::<F, Self, T, 5>(order, x, out),
+            _ => debye::<F, Self, T, 3>(order, x, out),
+        }
+    }
+}
+
+impl Element for f32 {
+    const SERIES_FROM: [f64; 4] = [0.0, 1.5, 6.0, 15.0];
+    const DEBYE_FROM: [f64; 4] = [17.0, 136.0, f64::INFINITY, f64::INFINITY];
+    const PRECISION: Precision = Precision::Single;
+    type Fused = Fused<f32>;
+    type Plain = f32;
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        value as f32
+    }
+    #[inline(always)]
+    fn debye<F: Family, T: Real>(class: usize, order: &[Self], x: &[Self], out: &mut [Self]) {
+        match class - DEBYE {
+            0 => debye::<F, Self, T, 5>(order, x, out),
+            _ => debye::<F, Self, T, 2>(order, x, out),
+        }
+    }
+}
+
+/// `out[i]` = the function at (`order[i]`, `x[i]`).
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub(super) fn run<F: Family, E: Element>(order: &[E], x: &[E], out: &mut [E]) {
+    let fused = target_cfg_f!(target_feature = "fma");
+    for ((order, x), out) in order.chunks(BLOCK).zip(x.chunks(BLOCK)).zip(out.chunks_mut(BLOCK)) {
+        if fused {
+            block::<F, E, E::Fused, Fused<f64>>(order, x, out);
+        } else {
+            block::<F, E, E::Plain, f64>(order, x, out);
+        }
+    }
+}
+
+/// `T`: the number of the Debye expansion; `D`: that of everything below its reach, always of 64 bits.
+#[inline(always)]
+fn block<F: Family, E: Element, T: Real, D: Real>(order: &[E], x: &[E], out: &mut [E]) {
+    let n = out.len();
+    let mut class = [0_u8; BLOCK];
+    for ((class, &v), &x) in class.iter_mut().zip(order).zip(x) {
+        *class = classify::<E, T>(v, x);
+    }
+    let mut counts = [0_usize; CLASSES];
+    for &class in &class[..n] {
+        counts[usize::from(class)] += 1;
+    }
+    let first = usize::from(class[0]);
+    if counts[first] == n && n % LANES == 0 {
+        segment::<F, E, T, D>(first, order, x, out);
+        return;
+    }
+
+    // Stable counting sort: `next` is where each class goes on.
+    let mut starts = [0; CLASSES];
+    let mut end = 0;
+    for class in 0..CLASSES {
+        starts[class] = end;
+        end += counts[class].next_multiple_of(LANES);
+    }
+    let mut next = starts;
+    let mut place = [0_u16; BLOCK];
+    let mut sorted = ([E::default(); CAPACITY], [E::default(); CAPACITY], [E::default(); CAPACITY]);
+    for i in 0..n {
+        let class = usize::from(class[i]);
+        let at = next[class];
+        next[class] = at + 1;
+        place[i] = at as u16;
+        sorted.0[at] = order[i];
+        sorted.1[at] = x[i];
+    }
+    for class in 0..CLASSES {
+        if counts[class] == 0 {
+            continue;
+        }
+        let (start, last) = (starts[class], starts[class] + counts[class] - 1);
+        let end = starts[class] + counts[class].next_multiple_of(LANES);
+        let (v_last, x_last) = (sorted.0[last], sorted.1[last]);
+        sorted.0[last..end].fill(v_last);
+        sorted.1[last..end].fill(x_last);
+        segment::<F, E, T, D>(class, &sorted.0[start..end], &sorted.1[start..end], &mut sorted.2[start..end]);
+    }
+    for (out, &place) in out.iter_mut().zip(&place) {
+        *out = sorted.2[usize::from(place)];
+    }
+}
+
+/// Without a branch: the sum of the thresholds reached.
+#[inline(always)]
+fn classify<E: Element, T: Real>(v: E, x: E) -> u8 {
+    let (v, x) = (T::of(v.into()), T::of(x.into()));
+    let square = v.madd(v, x * x);
+    let reached = |value: T, from: f64| !value.below(T::of(from));
+    let [_, a, b, c] = E::SERIES_FROM;
+    let series = 1 + u8::from(reached(x, a)) + u8::from(reached(x, b)) + u8::from(reached(x, c));
+    let [d, e, f, g] = E::DEBYE_FROM;
+    let debye =
+        5 + u8::from(reached(square, e * e)) + u8::from(reached(square, f * f)) + u8::from(reached(square, g * g));
+    let inside = if reached(square, d * d) { debye } else { series };
+    if T::of(0.0).below(x) { inside } else { 0 }
+}
+
+/// Points of one class, a multiple of `LANES` of them.
+#[inline(always)]
+fn segment<F: Family, E: Element, T: Real, D: Real>(class: usize, order: &[E], x: &[E], out: &mut [E]) {
+    if class >= DEBYE {
+        E::debye::<F, T>(class, order, x, out);
+    } else if class >= SERIES {
+        below::<F, E, D>(order, x, out);
+    } else {
+        for (out, &v) in out.iter_mut().zip(order) {
+            *out = E::from_f64(F::at_0(v.into()));
+        }
+    }
+}
+
+#[inline(always)]
+fn debye<F: Family, E: Element, T: Real, const TERMS: usize>(order: &[E], x: &[E], out: &mut [E]) {
+    for ((out, &v), &x) in out.iter_mut().zip(order).zip(x) {
+        *out = E::from_f64(F::debye::<T, TERMS>(T::of(v.into()), T::of(x.into())).value());
+    }
+}
+
+#[inline(always)]
+fn below<F: Family, E: Element, D: Real>(order: &[E], x: &[E], out: &mut [E]) {
+    for ((out, order), x) in out.chunks_exact_mut(LANES).zip(order.chunks_exact(LANES)).zip(x.chunks_exact(LANES)) {
+        let v: [D; LANES] = std::array::from_fn(|l| D::of(order[l].into()));
+        let x: [D; LANES] = std::array::from_fn(|l| D::of(x[l].into()));
+        let value = F::below(v, x, E::PRECISION);
+        for l in 0..LANES {
+            out[l] = E::from_f64(value[l].value());
+        }
+    }
+}
