@@ -1,17 +1,48 @@
 //! The list of rooms: each checks its inputs, allocates its output and runs, on the CPU or on a GPU.
 
 pub(crate) mod bessel;
+mod column_sums;
+mod matmul;
+mod mixture_posterior;
+mod normalize_rows;
+
+use std::sync::Arc;
 
 pub use bessel::{
     iv_ratio, iv_ratio_complement, log_iv, log_iv_dv, log_iv_dx, log_kv, log_kv_dv, log_kv_dx, vmf_log_normalizer,
 };
 
-use crate::gpu::{Constant, Kernel};
+use crate::gpu::{Check, Constant, Kernel};
+pub use column_sums::column_sums;
+pub use matmul::{MatmulElement, matmul};
+pub use mixture_posterior::{Posterior, PosteriorSummary, mixture_posterior, mixture_summary};
+pub use normalize_rows::normalize_rows;
+
 pub use crate::gpu::{Needs, Variant};
 
 /// Every kernel with every set of constants it is compiled with.
 pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {
-    [bessel::variants()].into_iter().flatten().collect()
+    [
+        bessel::variants(),
+        column_sums::variants(),
+        matmul::variants(),
+        mixture_posterior::variants(),
+        normalize_rows::variants(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// The checks of several inputs, each once.
+fn inherit(inputs: &[&[Arc<Check>]]) -> Vec<Arc<Check>> {
+    let mut checks: Vec<Arc<Check>> = Vec::new();
+    for check in inputs.iter().copied().flatten() {
+        if !checks.iter().any(|known| Arc::ptr_eq(known, check)) {
+            checks.push(check.clone());
+        }
+    }
+    checks
 }
 
 /// Every shader as it is compiled, as text.

@@ -13,7 +13,8 @@ fn parse(variant: &Variant) -> Module {
 }
 
 fn validate(variant: &Variant, module: &Module) -> naga::valid::ModuleInfo {
-    let mut capabilities = Capabilities::empty();
+    // unpack2x16float is part of WebGPU; naga asks for it by a capability of its own.
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::FLOAT64, variant.needs.f64);
     capabilities.set(Capabilities::SHADER_INT64, variant.needs.f64);
     capabilities.set(Capabilities::SHADER_FLOAT16, variant.needs.f16);

@@ -166,6 +166,26 @@ impl Gpu {
         self.fault(place, bytes.len() as u64)
     }
 
+    /// Rows of `bytes` each that one binding can show, wherever they begin.
+    pub(crate) fn rows_per_window(&self, place: &'static str, bytes: usize) -> Result<usize> {
+        let limit = self.max_binding() - self.binding_alignment() - 4;
+        match limit / bytes as u64 {
+            0 => Err(Error::TooLarge {
+                place,
+                quantity: "one row",
+                needed: bytes as u64,
+                limit,
+                device: self.to_string(),
+            }),
+            rows => Ok(rows as usize),
+        }
+    }
+
+    /// Records the copy of `from` to `to_offset` of `to`.
+    pub(crate) fn copy(&self, from: View<'_>, to: &Buffer, to_offset: u64) {
+        lock(&self.inner.recorder).copy(&self.inner, from.buffer.raw(), from.offset, to.raw(), to_offset, from.bytes);
+    }
+
     /// Records filling `buffer` with zeros.
     pub(crate) fn clear(&self, buffer: &Buffer) {
         lock(&self.inner.recorder).clear(&self.inner, buffer.raw(), buffer.bytes());

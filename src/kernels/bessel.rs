@@ -172,12 +172,7 @@ where
             let check = gpu.check(place, &[ORDER, ARGUMENT])?;
             let out = gpu.allocate(place, (dim.size() * size_of::<T>()) as u64)?;
             layout.run::<T>(function, gpu, order_buffer, x_buffer, &out, check.view())?;
-            let mut checks = vec![check];
-            for inherited in order.checks().iter().chain(x.checks()) {
-                if !checks.iter().any(|known| std::sync::Arc::ptr_eq(known, inherited)) {
-                    checks.push(inherited.clone());
-                }
-            }
+            let checks = super::inherit(&[&[check], order.checks(), x.checks()]);
             Ok(Tensor::on_gpu(gpu, out, dim, checks))
         }
         _ => unreachable!("both are on one device"),
