@@ -360,32 +360,41 @@ fn integrate_kv(v: f64, x: f64, s: f64) -> Kv {
     // each bound keeps one of E's two terms, with e^u - 1 - u >= u^2/2 and e^-u - 1 + u >= u^2 / (2 + u)
     let reach = log1p_f64(qd + sqrt(qd) * sqrt(qd + 2.0));
     let high = min(reach, log1p_f64(qv + log1p_f64(qv + root)));
-    let low = max(-t0, -min(reach, 0.5 * qv + sqrt(0.25 * qv * qv + 2.0 * qv)));
+    let low = min(reach, 0.5 * qv + sqrt(0.25 * qv * qv + 2.0 * qv));
+    // nodes t = step k, with u taken from the node next to the peak: u near 0 keeps its accuracy where t0 is large
     let step = 0.5 / sqrt(s + 4.0);
-    let nodes = u32((high - low) / step) + 2u;
+    let peak = floor(t0 / step + 0.5);
+    let rest = t0 - step * peak;
+    let first = u32(max(peak - low / step, 0.0));
     let grown = (s + v) / x; // e^t0
-    var sum = 0.0lf;
-    var sum_dx = 0.0lf;
-    var sum_dv = 0.0lf;
-    for (var k = 0u; k < nodes; k++) {
-        let u = low + step * f64(k);
-        let t = t0 + u;
+    // each sum in two halves, from the far end, where the terms are small: rounding stays low
+    var sum = vec2<f64>();
+    var sum_dx = vec2<f64>();
+    var sum_dv = vec2<f64>();
+    for (var k = u32(peak + high / step) + 2u; k > first;) {
+        k--;
+        let t = step * f64(k);
+        let u = step * (f64(k) - peak) - rest;
         let e = exp_f64(u);
         let inverse = 1.0 / e;
         var weight = exp_f64(-(0.5 * d * (e - 1.0) * ((e - 1.0) * inverse) + v * ((e - 1.0) - u)));
         weight *= select(1.0lf, 0.5lf, k == 0u);
         let mirror = exp_f64(-2.0 * v * t);
-        sum += weight * (1.0 + mirror);
+        sum = vec2(sum.y, sum.x + weight * (1.0 + mirror));
         if FUNCTION == LOG_KV_DX {
-            sum_dx += weight * (1.0 + mirror) * (e * grown + inverse / grown); // 2 cosh t
+            let twice_cosh = e * grown + inverse / grown;
+            sum_dx = vec2(sum_dx.y, sum_dx.x + weight * (1.0 + mirror) * twice_cosh);
         }
         if FUNCTION == LOG_KV_DV {
             // 1 - e^{-2 v t} without cancellation
             let p = 2.0 * v * t;
-            sum_dv += weight * t * select(1.0 - mirror, -expm1_reduced_f64(-min(p, 0.3)), p < 0.3);
+            let shrunk = select(1.0 - mirror, -expm1_reduced_f64(-min(p, 0.3)), p < 0.3);
+            sum_dv = vec2(sum_dv.y, sum_dv.x + weight * t * shrunk);
         }
     }
-    return Kv(v * t0 - s + log_f64(0.5 * step * sum), -0.5 * sum_dx / sum, sum_dv / sum);
+    let total = sum.x + sum.y;
+    let dx = -0.5 * (sum_dx.x + sum_dx.y) / total;
+    return Kv(v * t0 - s + log_f64(0.5 * step * total), dx, (sum_dv.x + sum_dv.y) / total);
 }
 
 // ---- what bessel.wgsl asks of either dtype ----
