@@ -101,7 +101,7 @@ fn block<F: Family, E: Element, T: Real, D: Real>(order: &[E], x: &[E], out: &mu
         counts[usize::from(class)] += 1;
     }
     let first = usize::from(class[0]);
-    if counts[first] == n && n % LANES == 0 {
+    if counts[first] == n && n.is_multiple_of(LANES) {
         segment::<F, E, T, D>(first, order, x, out);
         return;
     }

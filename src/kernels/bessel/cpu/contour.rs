@@ -20,6 +20,9 @@ use std::sync::LazyLock;
 const STEP: f64 = 0.032;
 /// pi - theta = 4e-22 there: beyond where v >= 1e-19 still matters
 const LAST: f64 = 25.0;
+/// The exponent falls along the path; where all are below this the rest of the nodes add nothing, not even to the part that is
+/// e^-68 of the whole and all there is near v = 0.
+const LEAST_EXPONENT: f64 = -120.0;
 /// Below this order the derivative is that at 0 and a slope.
 const LEAST_ORDER: f64 = 1e-18;
 
@@ -65,16 +68,24 @@ pub(super) fn log_iv_dv<T: Real, const L: usize>(v: [T; L], x: [T; L], precision
         largest = largest.max(s[l]);
     }
     let stride = if largest.value() > 8.0 { 1 } else { 2 };
+    let mut exponents = [zero; L];
     let mut mass = [Sum::new(zero); L];
     let mut sum = mass;
     let mut sum_0 = mass;
     for node in NODES.iter().step_by(stride) {
+        let mut highest = exponents[0];
+        for exponent in exponents {
+            highest = highest.max(exponent);
+        }
+        if highest.below(T::of(LEAST_EXPONENT)) {
+            break;
+        }
         for l in 0..L {
             let sinh = slope[l] * T::of(node.stretch);
             let cosh = sinh.madd(sinh, one).sqrt();
             let tau = log1p(sinh + sinh * (sinh / (one + cosh)));
-            let exponent = (x[l] * cosh * T::of(node.cos) - v[l] * tau) - (s[l] - v[l] * t0[l]);
-            let weight = exp(exponent) * T::of(node.weight);
+            exponents[l] = (x[l] * cosh * T::of(node.cos) - v[l] * tau) - (s[l] - v[l] * t0[l]);
+            let weight = exp(exponents[l]) * T::of(node.weight);
             mass[l].add(weight);
             sum[l].add(weight * (tau + sinh / cosh * T::of(node.lift)));
             sum_0[l].add(weight * T::of(node.square));

@@ -169,7 +169,7 @@ macro_rules! real {
         }
     };
 }
-real!(f32, u32, mantissa 23, bias 127, log 5, exp 6, least -104.0, (0.693_138_122_558_593_75, 9.058_001_351_559_4e-6));
+real!(f32, u32, mantissa 23, bias 127, log 5, exp 6, least -104.0, (0.693_138_122_558_593_8, 9.058_001_351_559_4e-6));
 real!(f64, u64, mantissa 52, bias 1023, log 11, exp 12, least -746.0, (0.693_147_180_369_123_8, 1.908_214_929_270_587_7e-10));
 
 const fn log_series<const N: usize>() -> [f64; N] {
