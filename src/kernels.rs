@@ -2,6 +2,8 @@
 
 pub(crate) mod bessel;
 mod column_sums;
+#[doc(hidden)]
+pub mod limits;
 mod matmul;
 mod mixture_posterior;
 mod normalize_rows;
@@ -25,6 +27,7 @@ pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
     [
         bessel::variants(),
         column_sums::variants(),
+        limits::variants(),
         matmul::variants(),
         mixture_posterior::variants(),
         normalize_rows::variants(),

@@ -3,6 +3,8 @@
 #[path = "kernels/bessel.rs"]
 mod bessel;
 mod common;
+#[path = "kernels/limits.rs"]
+mod limits;
 #[path = "kernels/matrix.rs"]
 mod matrix;
 
@@ -43,7 +45,7 @@ fn a_planted_error_is_found() -> Result<(), Failed> {
 }
 
 fn main() {
-    let cases: Vec<Case> = [bessel::cases(), matrix::cases()].into_iter().flatten().collect();
+    let cases: Vec<Case> = [bessel::cases(), limits::cases(), matrix::cases()].into_iter().flatten().collect();
     let subjects: BTreeSet<_> = cases.iter().map(|case| case.subject).collect();
     let others = vec![
         Trial::test("no kernel without a case", move || no_kernel_without_a_case(&subjects)),
