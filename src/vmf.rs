@@ -1,1 +1,19 @@
-//! von Mises-Fisher distributions.
+//! von Mises-Fisher distributions on the unit sphere: fits, densities, samples and mixtures for rows of embeddings.
+//!
+//! ```text
+//! rows -> VmfStats (weight, sum of the unit rows; mergeable) -> kappa solve -> Vmf -> log_density, entropy, sample ...
+//! rows -> seeds -> E-step: matmul, log-sum-exp <-> M-step: matmul, kappa solves -> VmfMixture -> predict, score ...
+//! ```
+
+mod distribution;
+mod files;
+mod kappa;
+mod reduce;
+mod rows;
+mod sample;
+mod stats;
+
+pub use distribution::{Vmf, log_density_pairs};
+pub use kappa::{MAX_KAPPA, Resultant, solve_kappa};
+pub use rows::{RowSource, Rows};
+pub use stats::VmfStats;

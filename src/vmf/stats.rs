@@ -1,0 +1,278 @@
+//! [`VmfStats`]: the sum of unit rows and their number. All that a vMF fit needs, from any number of chunks, files or machines.
+
+use ndarray::{ArrayView1, ArrayView2, Ix2, s};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::kappa::Resultant;
+use super::rows::{self, Row, RowSource, Rows};
+use crate::{Error, Result, Tensor};
+
+const PLACE: &str = "VmfStats";
+
+/// Elements of a segment: the rows that are summed one after the other. A constant, so that results do not depend on the threads.
+const SEGMENT: usize = 1 << 20;
+
+/// Sufficient statistics of a von Mises-Fisher distribution: weight and sum of the rows seen, each normalised to length 1.
+///
+/// Statistics of parts merge to those of the whole, in any order (up to rounding), and are serialisable.
+///
+/// The sum is taken in f64, four rows at a time within segments of about 2^20 elements, the segments as a binary tree. With n rows of d
+/// elements, each component of [`VmfStats::resultant`] is within (min(n, max(64, 2^20/d))/4 + d/32 + log2(n) + 10) * 2^-53 of the
+/// sum of the weighted absolute values of what was added: at d = 384, 1e-13 relative, whatever the number of rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Parts")]
+pub struct VmfStats {
+    count: u64,
+    weight: f64,
+    resultant: Vec<f64>,
+}
+
+/// What a serialised [`VmfStats`] claims to be.
+#[derive(Deserialize)]
+struct Parts {
+    count: u64,
+    weight: f64,
+    resultant: Vec<f64>,
+}
+
+impl TryFrom<Parts> for VmfStats {
+    type Error = Error;
+    fn try_from(Parts { count, weight, resultant }: Parts) -> Result<Self> {
+        let reason = if resultant.len() < 2 {
+            "resultant has fewer than 2 elements"
+        } else if !(weight.is_finite() && weight >= 0.0) || resultant.iter().any(|value| !value.is_finite()) {
+            "weight or resultant is not finite"
+        } else {
+            return Ok(VmfStats { count, weight, resultant });
+        };
+        Err(Error::Format { what: "VmfStats", reason: reason.into() })
+    }
+}
+
+impl VmfStats {
+    /// Statistics of no rows yet, in `dim` dimensions.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for `dim` < 2.
+    pub fn new(dim: usize) -> Result<Self> {
+        if dim < 2 {
+            return Err(Error::Argument {
+                place: PLACE,
+                quantity: "dim",
+                expected: "at least 2".into(),
+                found: dim.to_string(),
+            });
+        }
+        Ok(VmfStats { count: 0, weight: 0.0, resultant: vec![0.0; dim] })
+    }
+
+    /// Adds `rows`, (n, dim), each normalised on the way and of weight 1.
+    ///
+    /// On an error nothing is added.
+    ///
+    /// # Errors
+    /// [`Error::Domain`] names the first row that is all zeros or has an element that is not finite; [`Error::Shape`].
+    pub fn push<T: Rows>(&mut self, rows: ArrayView2<'_, T>) -> Result<()> {
+        self.add(rows, None)
+    }
+
+    /// Adds `rows`, (n, dim), with `weights`, (n). A row of weight 0 is skipped unseen; weight 2 counts as the row twice.
+    ///
+    /// # Errors
+    /// As [`VmfStats::push`]; [`Error::Domain`] also for a weight that is negative or not finite.
+    pub fn push_weighted<T: Rows>(&mut self, rows: ArrayView2<'_, T>, weights: ArrayView1<'_, f64>) -> Result<()> {
+        let weights = weights.as_standard_layout();
+        self.add(rows, Some(weights.as_slice().unwrap_or(&[])))
+    }
+
+    fn add<T: Rows>(&mut self, rows: ArrayView2<'_, T>, weights: Option<&[f64]>) -> Result<()> {
+        if rows.ncols() != self.dim() {
+            let expected = format!("(any, {})", self.dim());
+            return Err(Error::Shape { place: PLACE, quantity: "rows", expected, found: rows.shape().to_vec() });
+        }
+        rows::check_weights(PLACE, rows.nrows(), weights)?;
+        let step = segment_rows(self.dim());
+        let parts: Result<Vec<VmfStats>> = (0..rows.nrows().div_ceil(step))
+            .into_par_iter()
+            .map(|segment| {
+                let first = segment * step;
+                let last = (first + step).min(rows.nrows());
+                // borrowed where it is row-major already
+                let block = rows.slice(s![first..last, ..]);
+                let block = block.as_standard_layout();
+                let mut part = VmfStats { count: 0, weight: 0.0, resultant: vec![0.0; self.dim()] };
+                part.sum(block.as_slice().unwrap_or(&[]), weights.map(|weights| &weights[first..last]), first)?;
+                Ok(part)
+            })
+            .collect();
+        self.absorb(parts?);
+        Ok(())
+    }
+
+    /// Statistics of all rows of `source`, read once, by all threads.
+    ///
+    /// # Errors
+    /// As [`VmfStats::push`], and what the source fails with.
+    pub fn from_source(source: &dyn RowSource) -> Result<Self> {
+        let mut total = VmfStats::new(source.dim())?;
+        let step = segment_rows(source.dim());
+        let segments = source.rows().div_ceil(step);
+        // a group of segments at a time: the partial sums of a file of any length stay small
+        let group = 16 * rayon::current_num_threads();
+        for start in (0..segments).step_by(group) {
+            let parts: Result<Vec<VmfStats>> = (start..segments.min(start + group))
+                .into_par_iter()
+                .map_init(
+                    || vec![0.0f32; step * source.dim()],
+                    |buffer, segment| {
+                        let first = segment * step;
+                        let rows = step.min(source.rows() - first);
+                        let buffer = &mut buffer[..rows * source.dim()];
+                        source.read(first, view_mut(buffer, source.dim()))?;
+                        let mut part = VmfStats { count: 0, weight: 0.0, resultant: vec![0.0; source.dim()] };
+                        part.sum(buffer, None, first)?;
+                        Ok(part)
+                    },
+                )
+                .collect();
+            total.absorb(parts?);
+        }
+        Ok(total)
+    }
+
+    /// One thread: adds contiguous `rows`, the first of which has number `first` in messages.
+    fn sum<T: Row>(&mut self, rows: &[T], weights: Option<&[f64]>, first: usize) -> Result<()> {
+        let dim = self.dim();
+        let mut scratch = Vec::new();
+        for (group, rows) in rows.chunks(4 * dim).enumerate() {
+            let wide = T::widen(rows, &mut scratch);
+            let mut factors = [0.0; 4];
+            // absent rows of the last group stand for the first one, with factor 0
+            let mut quad = [&wide[..dim]; 4];
+            for (lane, row) in wide.chunks_exact(dim).enumerate() {
+                let index = 4 * group + lane;
+                let weight = weights.map_or(1.0, |weights| weights[index]);
+                if weight > 0.0 {
+                    factors[lane] = weight * rows::inverse_norm(PLACE, row, first + index)?;
+                    quad[lane] = row;
+                    self.count += 1;
+                    self.weight += weight;
+                }
+            }
+            // a skipped first row may hold anything, NaN times 0 included
+            if let Some(seen) = factors.iter().position(|&factor| factor > 0.0) {
+                let present = quad[seen];
+                for lane in 0..4 {
+                    if factors[lane] == 0.0 {
+                        quad[lane] = present;
+                    }
+                }
+                T::Wide::add_rows(&mut self.resultant, quad, factors);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds parts as a binary tree.
+    fn absorb(&mut self, mut parts: Vec<VmfStats>) {
+        while parts.len() > 1 {
+            let half = parts.len().div_ceil(2);
+            let upper = parts.split_off(half);
+            parts.iter_mut().zip(&upper).for_each(|(part, other)| part.plus(other));
+        }
+        if let Some(part) = parts.first() {
+            self.plus(part);
+        }
+    }
+
+    fn plus(&mut self, other: &VmfStats) {
+        self.count += other.count;
+        self.weight += other.weight;
+        self.resultant.iter_mut().zip(&other.resultant).for_each(|(sum, value)| *sum += value);
+    }
+
+    /// Adds the rows that `other` has seen.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the dimensions differ.
+    pub fn merge(&mut self, other: &VmfStats) -> Result<()> {
+        if self.dim() != other.dim() {
+            let expected = format!("[{}]", self.dim());
+            return Err(Error::Shape { place: PLACE, quantity: "other", expected, found: vec![other.dim()] });
+        }
+        self.plus(other);
+        Ok(())
+    }
+
+    /// Elements of a row.
+    pub fn dim(&self) -> usize {
+        self.resultant.len()
+    }
+
+    /// Rows seen, those of weight 0 left out.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The sum of their weights.
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    /// The weighted sum of the unit rows.
+    pub fn resultant(&self) -> ArrayView1<'_, f64> {
+        ArrayView1::from(&self.resultant[..])
+    }
+
+    /// R = |resultant| / weight, at most 1, and 1 - R without a further loss.
+    pub fn mean_resultant(&self) -> Resultant {
+        if self.weight == 0.0 {
+            return Resultant::new(0.0);
+        }
+        let squared: f64 = super::reduce::squared_norm_f64(&self.resultant);
+        let length = squared.sqrt();
+        // what the sums themselves cannot tell from 0 is 0: identical rows have no spread
+        let complement = (self.weight - length) / self.weight;
+        let floor = 16.0 * f64::EPSILON;
+        if complement <= floor {
+            return Resultant { length: 1.0, complement: 0.0 };
+        }
+        Resultant { length: length / self.weight, complement }
+    }
+}
+
+/// Rows of a segment.
+fn segment_rows(dim: usize) -> usize {
+    (SEGMENT / dim).max(64)
+}
+
+/// A row-major view of `buffer` with rows of `dim` elements.
+pub(crate) fn view_mut(buffer: &mut [f32], dim: usize) -> ndarray::ArrayViewMut2<'_, f32> {
+    let rows = buffer.len() / dim;
+    match ndarray::ArrayViewMut2::from_shape((rows, dim), &mut buffer[..rows * dim]) {
+        Ok(view) => view,
+        Err(_) => unreachable!("the buffer has rows * dim elements"),
+    }
+}
+
+impl VmfStats {
+    /// Statistics of all rows of a tensor, on the device that holds it.
+    pub(crate) async fn from_tensor_async<T: Rows>(
+        rows: &Tensor<T, Ix2>,
+        weights: Option<ArrayView1<'_, f64>>,
+    ) -> Result<Self> {
+        let mut stats = VmfStats::new(rows.shape()[1])?;
+        let host;
+        let view = match rows.as_host() {
+            Some(view) => view,
+            None => {
+                host = rows.to_array_async().await?;
+                host.view()
+            }
+        };
+        let weights = weights.map(|weights| weights.to_vec());
+        stats.add(view, weights.as_deref())?;
+        Ok(stats)
+    }
+}
