@@ -8,6 +8,7 @@
 mod distribution;
 mod files;
 mod kappa;
+mod mixture;
 mod reduce;
 mod rows;
 mod sample;
@@ -15,5 +16,6 @@ mod stats;
 
 pub use distribution::{Vmf, log_density_pairs};
 pub use kappa::{MAX_KAPPA, Resultant, solve_kappa};
+pub use mixture::{Component, MixtureOptions, VmfMixture};
 pub use rows::{RowSource, Rows};
 pub use stats::VmfStats;

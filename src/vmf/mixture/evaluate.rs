@@ -1,0 +1,153 @@
+//! What a fitted mixture says of rows: labels, responsibilities, densities.
+
+use faer::Par;
+use ndarray::{Array1, Array2, ArrayView1, Ix1, Ix2};
+use rayon::prelude::*;
+
+use super::VmfMixture;
+use super::chunks::{Chunks, Memory, Streamed, chunk_rows};
+use super::em_cpu::{Evaluated, each_chunk};
+use crate::vmf::rows::{RowSource, Rows};
+use crate::{Device, Error, Result, Tensor};
+
+/// Chunks that a task takes at a time.
+const TASK: usize = 8;
+
+impl VmfMixture {
+    /// The most probable component of each of `rows`, (n, d), normalised on the way; (n).
+    ///
+    /// # Errors
+    /// [`Error::Domain`] names the first row that is all zeros or has an element that is not finite; [`Error::Shape`]; the device's own.
+    pub fn predict<T: Rows>(&self, rows: &Tensor<T, Ix2>) -> Result<Tensor<u32, Ix1>> {
+        self.on_rows(rows, 1, label).and_then(|labels| rows.device().tensor_from(Array1::from(labels)))
+    }
+
+    /// The probability of each component given each of `rows`, (n, d); (n, K), rows add up to 1.
+    ///
+    /// # Errors
+    /// As [`VmfMixture::predict`].
+    pub fn responsibilities<T: Rows>(&self, rows: &Tensor<T, Ix2>) -> Result<Tensor<f32, Ix2>> {
+        let k = self.components().len();
+        let values = self.on_rows(rows, k, |chunk, out: &mut [f32]| {
+            for (out, values) in out.chunks_exact_mut(k).zip(chunk.responsibilities.chunks_exact(chunk.padded)) {
+                out.copy_from_slice(&values[..k]);
+            }
+        })?;
+        match Array2::from_shape_vec((rows.shape()[0], k), values) {
+            Ok(array) => rows.device().tensor_from(array),
+            Err(_) => unreachable!("n * K values"),
+        }
+    }
+
+    /// ln of the mixture's density at each of `rows`, (n, d), normalised on the way; (n), nats, within about 1e-6 kappa (f32 cosines).
+    ///
+    /// # Errors
+    /// As [`VmfMixture::predict`].
+    pub fn score<T: Rows>(&self, rows: &Tensor<T, Ix2>) -> Result<Tensor<f32, Ix1>> {
+        self.on_rows(rows, 1, density).and_then(|values| rows.device().tensor_from(Array1::from(values)))
+    }
+
+    /// [`VmfMixture::predict`] for rows read in pieces; `sink` takes the labels of the rows from a number on, in order.
+    ///
+    /// # Errors
+    /// As [`VmfMixture::predict`], and what the source or the sink fails with.
+    pub fn predict_source(
+        &self,
+        device: &Device,
+        source: &dyn RowSource,
+        sink: &mut dyn FnMut(usize, ArrayView1<'_, u32>) -> Result<()>,
+    ) -> Result<()> {
+        self.on_source(device, source, label, sink)
+    }
+
+    /// [`VmfMixture::score`] for rows read in pieces; `sink` takes the log-densities of the rows from a number on, in order.
+    ///
+    /// # Errors
+    /// As [`VmfMixture::predict`], and what the source or the sink fails with.
+    pub fn score_source(
+        &self,
+        device: &Device,
+        source: &dyn RowSource,
+        sink: &mut dyn FnMut(usize, ArrayView1<'_, f32>) -> Result<()>,
+    ) -> Result<()> {
+        self.on_source(device, source, density, sink)
+    }
+
+    fn on_rows<T: Rows, R: Default + Copy + Send>(
+        &self,
+        rows: &Tensor<T, Ix2>,
+        width: usize,
+        write: impl Fn(&Evaluated<'_>, &mut [R]) + Sync,
+    ) -> Result<Vec<R>> {
+        self.check_dim(rows.shape()[0], rows.shape()[1])?;
+        let host;
+        let view = match rows.as_host() {
+            Some(view) => view,
+            None => {
+                host = rows.to_array()?;
+                host.view()
+            }
+        };
+        let mut out = vec![R::default(); view.nrows() * width];
+        self.evaluate(&Memory::new(&view, None)?, 0, width, &mut out, write)?;
+        Ok(out)
+    }
+
+    fn on_source<R: Default + Copy + Send>(
+        &self,
+        _device: &Device,
+        source: &dyn RowSource,
+        write: impl Fn(&Evaluated<'_>, &mut [R]) + Sync,
+        sink: &mut dyn FnMut(usize, ArrayView1<'_, R>) -> Result<()>,
+    ) -> Result<()> {
+        self.check_dim(source.rows(), source.dim())?;
+        let chunks = Streamed { source };
+        let step = chunk_rows(source.dim()) * TASK * rayon::current_num_threads();
+        let mut out = vec![R::default(); step.min(source.rows())];
+        for first in (0..source.rows()).step_by(step) {
+            let out = &mut out[..step.min(source.rows() - first)];
+            self.evaluate(&chunks, first, 1, out, &write)?;
+            sink(first, ArrayView1::from(&*out))?;
+        }
+        Ok(())
+    }
+
+    /// `write` for every chunk of the rows from `first` on, as many as `out` has room for, by all threads.
+    fn evaluate<R: Send>(
+        &self,
+        chunks: &dyn Chunks,
+        first: usize,
+        width: usize,
+        out: &mut [R],
+        write: impl Fn(&Evaluated<'_>, &mut [R]) + Sync,
+    ) -> Result<()> {
+        let (means, parameters) = self.inside();
+        let densities = parameters.densities(self.dim());
+        let step = chunk_rows(self.dim()) * TASK;
+        out.par_chunks_mut(step * width).enumerate().try_for_each(|(task, out)| {
+            let start = first + task * step;
+            let range = start..start + out.len() / width;
+            let k = self.components().len();
+            each_chunk(chunks, range, k, &means, &densities, false, false, Par::Seq, |chunk| {
+                write(chunk, &mut out[(chunk.first - start) * width..][..chunk.posterior.len() * width]);
+                Ok(())
+            })
+        })
+    }
+
+    fn check_dim(&self, rows: usize, dim: usize) -> Result<()> {
+        if dim == self.dim() {
+            return Ok(());
+        }
+        let expected = format!("(any, {})", self.dim());
+        Err(Error::Shape { place: super::PLACE, quantity: "rows", expected, found: vec![rows, dim] })
+    }
+}
+
+fn label(chunk: &Evaluated<'_>, out: &mut [u32]) {
+    out.iter_mut().zip(chunk.posterior).for_each(|(out, row)| *out = row.label);
+}
+
+fn density(chunk: &Evaluated<'_>, out: &mut [f32]) {
+    out.iter_mut().zip(chunk.posterior).for_each(|(out, row)| *out = row.log_density as f32);
+}
