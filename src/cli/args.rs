@@ -1,0 +1,221 @@
+//! The command line, as clap reads it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+#[derive(Parser)]
+#[command(
+    name = "orthant",
+    version,
+    about = "Compute for embedding spaces: log-Bessel functions and von Mises-Fisher fitting"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// List every adapter, and say which one `auto` takes and why
+    Devices(Devices),
+    /// Evaluate a log-Bessel function at the points of a CSV file
+    Bessel(Bessel),
+    /// Fit von Mises-Fisher distributions to embeddings, score rows with them, draw samples
+    #[command(subcommand)]
+    Vmf(Vmf),
+}
+
+/// What every command that computes takes.
+#[derive(Args)]
+pub struct Common {
+    /// Where to compute; without it ORTHANT_DEVICE decides, and without that `auto`
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceChoice>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceChoice {
+    /// A hardware GPU, else the CPU
+    Auto,
+    Cpu,
+    /// Any adapter, software ones too
+    Gpu,
+}
+
+#[derive(Args)]
+pub struct Devices {
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args)]
+pub struct Bessel {
+    #[arg(value_enum)]
+    pub function: BesselFunction,
+    /// CSV with columns v (the order) and x (the argument); other columns are ignored
+    pub input: PathBuf,
+    /// Arithmetic
+    #[arg(long, value_enum, default_value_t = BesselDtype::F64)]
+    pub dtype: BesselDtype,
+    /// CSV to write, with columns v, x and value
+    #[arg(long)]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum BesselFunction {
+    /// ln I_v(x)
+    LogIv,
+    /// ln K_v(x)
+    LogKv,
+    /// I_{v+1}(x) / I_v(x)
+    Ratio,
+    /// 1 - I_{v+1}(x) / I_v(x), without cancellation
+    RatioComplement,
+    /// d/dx of ln I_v(x)
+    LogIvDx,
+    /// d/dx of ln K_v(x)
+    LogKvDx,
+    /// d/dv of ln I_v(x)
+    LogIvDv,
+    /// d/dv of ln K_v(x)
+    LogKvDv,
+    /// ln C_d(kappa) of von Mises-Fisher, v = d/2 - 1 and x = kappa
+    LogNormalizer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BesselDtype {
+    F32,
+    F64,
+}
+
+#[derive(Subcommand)]
+pub enum Vmf {
+    /// Fit one distribution, or a mixture with --components
+    Fit(Box<Fit>),
+    /// Write the log-density of every row under a fitted model
+    Score(Score),
+    /// Draw unit vectors from a fitted model
+    Sample(Sample),
+}
+
+#[derive(Args)]
+pub struct Fit {
+    /// Rows to fit: .npy, .npz, .safetensors or .csv, float16, float32 or float64; every row is scaled to unit length
+    pub rows: PathBuf,
+    /// Which array of an .npz or .safetensors file
+    #[arg(long, value_name = "NAME")]
+    pub array: Option<String>,
+    /// Fit a mixture of K components by expectation maximisation
+    #[arg(long, short = 'k', value_name = "K", value_parser = positive)]
+    pub components: Option<usize>,
+    /// Give every row to one component (spherical k-means in the limit) instead of sharing it
+    #[arg(long, requires = "components")]
+    pub hard: bool,
+    /// Subtract the mean of the unit rows and scale to unit length again; the model remembers the mean
+    #[arg(long)]
+    pub center: bool,
+    /// A weight for every row
+    #[arg(long, value_name = "W.npy")]
+    pub weights: Option<PathBuf>,
+
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Fits from that many seedings, of which the likeliest is kept
+    #[arg(long, value_name = "N", value_parser = positive, requires = "components")]
+    pub starts: Option<usize>,
+    /// Stop a start after that many iterations
+    #[arg(long, value_name = "N", value_parser = positive, requires = "components")]
+    pub max_iterations: Option<usize>,
+    /// Stop a start when the mean log-likelihood of a row grows by less, in nats
+    #[arg(long, value_name = "T", value_parser = not_negative, requires = "components")]
+    pub tolerance: Option<f64>,
+    /// One kappa for all components
+    #[arg(long, requires = "components")]
+    pub tied_kappa: bool,
+    /// The largest kappa a component may have
+    #[arg(long, value_name = "KAPPA", value_parser = above_zero, requires = "components")]
+    pub max_kappa: Option<f64>,
+    /// Update the components after every ROWS rows instead of after all
+    #[arg(long, value_name = "ROWS", value_parser = positive, requires = "components")]
+    pub batch: Option<usize>,
+    /// Read the rows from the file anew in every iteration; a file that memory has no room for is read so by itself
+    #[arg(long)]
+    pub stream: bool,
+
+    /// A whole number for every row, to compare the components with: purity, NMI (arithmetic mean) and ARI
+    #[arg(long, value_name = "Y.npy")]
+    pub labels: Option<PathBuf>,
+    /// JSON list of the labels' names, or an object from label to name
+    #[arg(long, value_name = "FILE.json", requires = "labels")]
+    pub label_names: Option<PathBuf>,
+    /// Write the fitted model
+    #[arg(long, value_name = "M.json")]
+    pub model: Option<PathBuf>,
+    /// Write the component of every row, as uint32
+    #[arg(long, value_name = "A.npy")]
+    pub assign: Option<PathBuf>,
+    /// Draw components, log-likelihood and, with --labels, how they match
+    #[arg(long, value_name = "P.svg")]
+    pub plot: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args)]
+pub struct Score {
+    /// Rows to score, of the model's dimension
+    pub rows: PathBuf,
+    /// Which array of an .npz or .safetensors file
+    #[arg(long, value_name = "NAME")]
+    pub array: Option<String>,
+    /// A model `vmf fit --model` wrote
+    #[arg(long, value_name = "M.json")]
+    pub model: PathBuf,
+    /// The log-density of every row, in nats
+    #[arg(long, value_name = "L.npy")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args)]
+pub struct Sample {
+    /// A model `vmf fit --model` wrote
+    #[arg(long, value_name = "M.json")]
+    pub model: PathBuf,
+    /// How many rows
+    #[arg(short = 'n', long, value_name = "N", value_parser = positive)]
+    pub number: usize,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The rows, float32
+    #[arg(long, value_name = "X.npy")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a whole number from 1 up".to_string())
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|x: &f64| x.is_finite() && *x >= 0.0)
+        .ok_or_else(|| "expected a number from 0 up".to_string())
+}
+
+fn above_zero(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0).ok_or_else(|| "expected a number above 0".to_string())
+}

@@ -1,0 +1,80 @@
+//! `orthant devices`, and opening the device of every other command.
+
+use std::time::Instant;
+
+use orthant::{AdapterInfo, Device};
+use serde_json::{Value, json};
+
+use super::args::{DeviceChoice, Devices};
+use super::complaint::InLine;
+use super::output::print;
+
+/// Opens what `--device` says, or else what ORTHANT_DEVICE says.
+pub fn open(choice: Option<DeviceChoice>) -> anyhow::Result<Device> {
+    match choice {
+        None => Device::from_env().in_line(),
+        Some(DeviceChoice::Cpu) => Ok(Device::cpu()),
+        Some(DeviceChoice::Gpu) => Device::gpu().in_line(),
+        // What the command line says goes before the environment.
+        Some(DeviceChoice::Auto) => match Device::adapters().into_iter().find(|adapter| adapter.chosen) {
+            Some(adapter) => Device::gpu_at(adapter.index).in_line(),
+            None => Ok(Device::cpu()),
+        },
+    }
+}
+
+pub fn run(args: &Devices) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let variable = std::env::var("ORTHANT_DEVICE").ok().filter(|value| !value.is_empty() && value != "auto");
+    let device = open(args.common.device)?;
+    let taken = device.as_gpu().map(|gpu| gpu.info().index);
+    let decided = match (args.common.device, variable) {
+        (Some(DeviceChoice::Cpu), _) => Some("--device cpu".to_string()),
+        (Some(DeviceChoice::Gpu), _) => Some("--device gpu".to_string()),
+        (Some(DeviceChoice::Auto), _) | (None, None) => None,
+        (None, Some(value)) => Some(format!("ORTHANT_DEVICE={value}")),
+    };
+    let mut list: Vec<Value> = Vec::new();
+    for mut adapter in Device::adapters() {
+        adapter.chosen = Some(adapter.index) == taken;
+        if let Some(decided) = &decided {
+            let not = if adapter.chosen { "" } else { "not " };
+            adapter.reason = format!("{not}taken by {decided}");
+        }
+        list.push(serde_json::to_value(&adapter)?);
+        if !args.common.json {
+            print(&describe(&adapter))?;
+        }
+    }
+    let threads = rayon::current_num_threads();
+    let reason = match (&decided, device.is_cpu()) {
+        (Some(decided), true) => format!("taken by {decided}"),
+        (Some(decided), false) => format!("not taken by {decided}"),
+        (None, true) => "there is no hardware GPU".to_string(),
+        (None, false) => "there is a hardware GPU".to_string(),
+    };
+    list.push(json!({
+        "name": "CPU", "backend": "native", "type": "cpu", "driver": std::env::consts::ARCH,
+        "features": ["f64"], "limits": {"threads": threads}, "chosen": device.is_cpu(), "reason": reason,
+    }));
+    if args.common.json {
+        let seconds = start.elapsed().as_secs_f64();
+        return print(&format!("{}\n", json!({"devices": list, "device": device.to_string(), "seconds": seconds})));
+    }
+    let mark = if device.is_cpu() { '*' } else { ' ' };
+    print(&format!("{mark} CPU, {threads} threads ({})\n    {reason}\n", std::env::consts::ARCH))?;
+    print(&format!("\n* what runs: {device}\n"))
+}
+
+fn describe(adapter: &AdapterInfo) -> String {
+    let mark = if adapter.chosen { '*' } else { ' ' };
+    let limits: Vec<String> = adapter.limits.iter().map(|(name, value)| format!("{name} {value}")).collect();
+    format!(
+        "{mark} {adapter}, {}, {}\n    features: {}\n    limits: {}\n    {}\n",
+        format!("{:?}", adapter.kind).to_lowercase(),
+        adapter.driver,
+        if adapter.features.is_empty() { "none that kernels use".to_string() } else { adapter.features.join(", ") },
+        limits.join(", "),
+        adapter.reason,
+    )
+}

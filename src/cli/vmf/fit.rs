@@ -1,0 +1,223 @@
+//! `orthant vmf fit`.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use ndarray::Array1;
+use orthant::Device;
+use orthant::vmf::{MixtureOptions, RowSource, Vmf, VmfMixture};
+
+use super::model::{self, Model};
+use super::prepared::Prepared;
+use super::report::{self, Fitted, Summary};
+use crate::cli::args::Fit;
+use crate::cli::clustering::Confusion;
+use crate::cli::complaint::{InFile, bad};
+use crate::cli::files::{self, Matrix};
+use crate::cli::output::{Outputs, print};
+use crate::cli::{devices, plot, progress};
+
+pub fn run(args: &Fit) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let matrix = files::open(&args.rows, args.array.as_deref())?.into_matrix()?;
+    if let Some(components) = args.components.filter(|k| *k > matrix.rows()) {
+        let what = format!("it has {} rows, fewer than --components {components}", matrix.rows());
+        return Err(bad(args.rows.display(), what));
+    }
+    let labels =
+        args.labels.as_ref().map(|path| Labels::read(path, args.label_names.as_deref(), matrix.rows())).transpose()?;
+    let weights = args.weights.as_ref().map(|path| read_weights(path, matrix.rows())).transpose()?;
+    let mut outputs = Outputs::default();
+    for path in [&args.model, &args.assign, &args.plot].into_iter().flatten() {
+        outputs.claim(path)?;
+    }
+
+    let mut rows = Prepared { matrix: &matrix, center: None };
+    if args.center {
+        let stats = rows.stats(weights.as_ref().map(|w| w.view()))?;
+        rows.center = Some(&stats.resultant() / stats.weight());
+    }
+    let (fitted, device) = match args.components {
+        None => (fit_one(&rows, weights.as_ref())?, Device::cpu()),
+        Some(_) => fit_mixture(args, &rows, weights.as_ref())?,
+    };
+
+    let components = fitted.components();
+    let confusion = labels.as_ref().map(|labels| Confusion::new(&fitted.assigned, &labels.values, components.len()));
+    let summary =
+        Summary { args, matrix: &matrix, device: device.to_string(), fitted: &fitted, confusion: confusion.as_ref() };
+    if let Some(path) = &args.model {
+        let center = rows.center.as_ref().and_then(|center| center.as_slice());
+        outputs.stage(path, |to| model::write(&fitted.model, center, to))?;
+    }
+    if let Some(path) = &args.assign {
+        let shape = [fitted.assigned.len() as u64];
+        outputs.stage(path, |to| Ok(files::write_npy(to, &shape, &fitted.assigned)?))?;
+    }
+    if let Some(path) = &args.plot {
+        let names: Option<Vec<String>> =
+            labels.as_ref().zip(confusion.as_ref()).map(|(labels, confusion)| labels.names_of(&confusion.labels));
+        let (indices, sample) = rows.sample(plot::MAX_POINTS)?;
+        let assigned: Vec<u32> = indices.iter().map(|i| fitted.assigned[*i]).collect();
+        let svg = plot::draw(&plot::Picture {
+            title: summary.title(),
+            subtitle: summary.subtitle(),
+            rows: sample.view(),
+            assigned: &assigned,
+            total_rows: matrix.rows(),
+            components: &components,
+            trace: &fitted.trace,
+            labels: confusion.as_ref().zip(names.as_deref()).map(|(confusion, names)| plot::Labels {
+                confusion,
+                names,
+                named: args.label_names.is_some(),
+            }),
+        })?;
+        outputs.stage(path, |to| Ok(to.write_all(svg.as_bytes())?))?;
+    }
+    outputs.commit()?;
+
+    let seconds = start.elapsed().as_secs_f64();
+    print(&if args.common.json { report::json(&summary, seconds)? } else { report::text(&summary, seconds) })
+}
+
+/// One pass over the file in f64 on the CPU, whatever the device: reading takes longer than adding.
+fn fit_one(rows: &Prepared, weights: Option<&Array1<f64>>) -> anyhow::Result<Fitted> {
+    let path = rows.matrix.path();
+    let vmf = Vmf::from_stats(&rows.stats(weights.map(|w| w.view()))?).in_file(path)?;
+    let log_likelihood = vmf.log_normalizer() + vmf.kappa() * vmf.resultant_length();
+    Ok(Fitted { assigned: vec![0; rows.matrix.rows()], model: Model::One(vmf), trace: vec![log_likelihood] })
+}
+
+/// By EM, on the device that the command line asks for.
+fn fit_mixture(args: &Fit, rows: &Prepared, weights: Option<&Array1<f64>>) -> anyhow::Result<(Fitted, Device)> {
+    let path = rows.matrix.path();
+    let options = options(args);
+    let streamed = args.stream || !fits_memory(rows.matrix);
+    if streamed && weights.is_some() {
+        let what = format!("--weights needs the rows of {} in memory, and they are streamed", path.display());
+        return Err(bad("vmf fit", what));
+    }
+    let mut assigned = vec![0; rows.matrix.rows()];
+    let (mixture, device);
+    if streamed {
+        device = devices::open(args.common.device)?;
+        mixture =
+            with_progress(args, options, |options| VmfMixture::fit_source(&device, rows, &options)).in_file(path)?;
+        let bar = progress::bar(rows.rows() as u64, "assigning", "rows");
+        let predicted = mixture.predict_source(&device, rows, &mut |first, part| {
+            assigned[first..first + part.len()].iter_mut().zip(part).for_each(|(to, from)| *to = *from);
+            bar.set_position((first + part.len()) as u64);
+            Ok(())
+        });
+        bar.finish_and_clear();
+        predicted.in_file(path)?;
+    } else {
+        // Read and checked first: drivers may print lines of their own when a device is opened.
+        let array = rows.load::<f32>()?;
+        device = devices::open(args.common.device)?;
+        let tensor = device.tensor_from(array).in_file(path)?;
+        mixture = with_progress(args, options, |options| match weights {
+            Some(weights) => VmfMixture::fit_weighted(&tensor, weights.view(), &options),
+            None => VmfMixture::fit(&tensor, &options),
+        })
+        .in_file(path)?;
+        let predicted = mixture.predict(&tensor).and_then(|labels| labels.to_array()).in_file(path)?;
+        assigned.copy_from_slice(predicted.as_slice().unwrap_or(&[]));
+    }
+    let trace = mixture.log_likelihood_trace().to_vec();
+    Ok((Fitted { model: Model::Mixture(mixture), assigned, trace }, device))
+}
+
+fn options(args: &Fit) -> MixtureOptions {
+    let mut options = MixtureOptions::new(args.components.unwrap_or(1))
+        .seed(args.seed)
+        .hard(args.hard)
+        .tied_kappa(args.tied_kappa)
+        .batch(args.batch);
+    if let Some(starts) = args.starts {
+        options = options.starts(starts);
+    }
+    if let Some(iterations) = args.max_iterations {
+        options = options.max_iterations(iterations);
+    }
+    if let Some(tolerance) = args.tolerance {
+        options = options.tolerance(tolerance);
+    }
+    if let Some(kappa) = args.max_kappa {
+        options = options.max_kappa(kappa);
+    }
+    options
+}
+
+/// Runs a fit under a bar of its iterations; the time left is that of the most iterations there may be.
+fn with_progress<R>(args: &Fit, options: MixtureOptions, fit: impl FnOnce(MixtureOptions) -> R) -> R {
+    let most = args.starts.unwrap_or(1) * args.max_iterations.unwrap_or(100);
+    let bar = progress::bar(most as u64, "seeding", "iterations at most");
+    let shown = bar.clone();
+    let result = fit(options.progress(move |iteration, log_likelihood| {
+        shown.set_position(iteration as u64);
+        shown.set_message(format!("log-likelihood {log_likelihood:.4}"));
+    }));
+    bar.finish_and_clear();
+    result
+}
+
+/// Whether the rows as f32 take at most half of the memory that is free; unknown memory is taken to be enough.
+fn fits_memory(matrix: &Matrix) -> bool {
+    let needed = matrix.rows() as u128 * matrix.dim() as u128 * 4;
+    super::available_memory().is_none_or(|available| needed <= u128::from(available / 2))
+}
+
+fn read_weights(path: &Path, rows: usize) -> anyhow::Result<Array1<f64>> {
+    let weights = files::open(path, None)?.into_floats("weight", rows)?;
+    match weights.iter().enumerate().find(|(_, w)| !(w.is_finite() && **w >= 0.0)) {
+        Some((i, w)) => {
+            Err(bad(path.display(), format!("weight {i} is {w}, expected a number from 0 up (they count from 0)")))
+        }
+        None if weights.iter().all(|w| *w == 0.0) => Err(bad(path.display(), "every weight is 0")),
+        None => Ok(Array1::from(weights)),
+    }
+}
+
+/// The label of every row, and what labels are called.
+struct Labels {
+    values: Vec<i64>,
+    names: Option<(PathBuf, serde_json::Value)>,
+}
+
+impl Labels {
+    fn read(path: &Path, names: Option<&Path>, rows: usize) -> anyhow::Result<Labels> {
+        let values = files::open(path, None)?.into_integers("label", rows)?;
+        let names = names.map(|path| -> anyhow::Result<_> {
+            let text = std::fs::read_to_string(path).in_file(path)?;
+            let names =
+                serde_json::from_str(&text).map_err(|error| bad(path.display(), format!("not JSON: {error}")))?;
+            if !matches!(names, serde_json::Value::Array(_) | serde_json::Value::Object(_)) {
+                return Err(bad(path.display(), "expected a list of names, or an object from label to name"));
+            }
+            Ok((path.to_path_buf(), names))
+        });
+        let labels = Labels { values, names: names.transpose()? };
+        if let Some((path, _)) = &labels.names
+            && let Some(value) = labels.values.iter().find(|value| labels.name(**value).is_none())
+        {
+            return Err(bad(path.display(), format!("label {value} has no name")));
+        }
+        Ok(labels)
+    }
+
+    fn name(&self, value: i64) -> Option<String> {
+        match &self.names {
+            None => Some(value.to_string()),
+            Some((_, serde_json::Value::Array(names))) => {
+                names.get(usize::try_from(value).ok()?)?.as_str().map(str::to_string)
+            }
+            Some((_, names)) => names.get(value.to_string())?.as_str().map(str::to_string),
+        }
+    }
+
+    fn names_of(&self, values: &[i64]) -> Vec<String> {
+        values.iter().map(|value| self.name(*value).unwrap_or_else(|| value.to_string())).collect()
+    }
+}
