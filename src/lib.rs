@@ -13,3 +13,8 @@ pub use device::Device;
 pub use error::{Error, Result};
 pub use gpu::{AdapterInfo, AdapterKind, Gpu, KernelTime};
 pub use tensor::{Element, Real, Tensor};
+
+/// The README's example, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;
