@@ -1,4 +1,18 @@
 //! Embedding-space compute on every GPU through wgpu, with a CPU path for every kernel.
+//!
+//! The way of the data is the order of the modules:
+//!
+//! ```text
+//! ndarray array ──Device::tensor──▶ Tensor ──kernels::*──▶ Tensor ──vmf::*──▶ model, labels, densities
+//!                  one copy          │ │                     │
+//!                     host array ◀───┘ └──▶ device buffer    └──to_array──▶ ndarray array
+//!                        │                     │                 the one wait
+//!                   CPU path: rayon       shaders/*.wgsl, recorded into one encoder,
+//!                   and SIMD              submitted in batches
+//! ```
+//!
+//! A [`Device`] is the CPU or an open GPU, chosen once. A [`Tensor`] lives on one. [`kernels`] compute tensors from tensors and never wait;
+//! [`vmf`] puts them in a row. Every function that waits has an `_async` form.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
