@@ -13,9 +13,9 @@ struct Params {
     hard: u32,           // 1: all of a row to its best component
     weighted: u32,       // 0: every row weighs 1
     groups_x: u32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
+    labels_offset: u32,
+    scores_offset: u32,
+    reference: f32,  // what the host took off all biases: added to scores
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -24,6 +24,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read> cosines: array<f32>;              // (rows, K)
 @group(0) @binding(4) var<storage, read_write> shares: array<f32>;         // (rows, K)
 @group(0) @binding(5) var<storage, read_write> densities: array<vec4<f32>>; // (rows): log_density, best, label, weight
+@group(0) @binding(6) var<storage, read_write> best: array<u32>;     // (rows): label
+@group(0) @binding(7) var<storage, read_write> scores: array<f32>;         // (rows): reference + log_density
 
 var<workgroup> values: array<f32, WORKGROUP>;
 var<workgroup> labels: array<u32, WORKGROUP>;
@@ -86,7 +88,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         weight = weights[params.weights_offset + row];
     }
     if lane == 0u {
-        densities[params.densities_offset + row] = vec4(largest + log_f32(sum), largest, f32(label), weight);
+        let log_density = largest + log_f32(sum);
+        densities[params.densities_offset + row] = vec4(log_density, largest, f32(label), weight);
+        best[params.labels_offset + row] = label;
+        scores[params.scores_offset + row] = params.reference + log_density;
     }
     for (var k = lane; k < count; k += WORKGROUP) {
         var share = exp_f32(term(begin + k, k) - largest) / sum;

@@ -61,9 +61,10 @@ impl Gpu {
         &self.inner.info
     }
 
-    /// Whether f64 tensors and kernels work here (`SHADER_F64`).
+    /// Whether f64 tensors and kernels work here (`SHADER_F64` and `SHADER_INT64`).
     pub fn has_f64(&self) -> bool {
-        self.inner.features.contains(wgpu::Features::SHADER_F64)
+        // Their own exp and log work on the bits.
+        self.inner.features.contains(wgpu::Features::SHADER_F64 | wgpu::Features::SHADER_INT64)
     }
 
     /// Whether kernels can be timed on the device itself (`TIMESTAMP_QUERY`).

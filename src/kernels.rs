@@ -1,12 +1,12 @@
 //! The list of rooms: each checks its inputs, allocates its output and runs, on the CPU or on a GPU.
 
 pub(crate) mod bessel;
-mod column_sums;
+pub(crate) mod column_sums;
 #[doc(hidden)]
 pub mod limits;
-mod matmul;
+pub(crate) mod matmul;
 mod mixture_posterior;
-mod normalize_rows;
+pub(crate) mod normalize_rows;
 
 use std::sync::Arc;
 

@@ -4,10 +4,10 @@ use std::fmt::{Debug, Display};
 use std::sync::Arc;
 
 use half::f16;
-use ndarray::{ArcArray, Array, ArrayView, Dimension, IntoDimension};
+use ndarray::{ArcArray, Array, ArrayView, Dimension, IntoDimension, Ix1, Ix2};
 
 use crate::device::Device;
-use crate::gpu::{Buffer, Check, Gpu, block_on};
+use crate::gpu::{Buffer, Check, Gpu, View, block_on};
 use crate::{Error, Result};
 
 mod sealed {
@@ -194,6 +194,65 @@ impl<T: Element, D: Dimension> Tensor<T, D> {
     /// As [`Tensor::to_array`] and [`Device::tensor`].
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         if self.device == *device { Ok(self.clone()) } else { device.tensor_from(self.to_array()?) }
+    }
+}
+
+impl<T: Element, D: Dimension> Tensor<T, D> {
+    /// The bits of 4-byte elements.
+    pub(crate) fn bits(&self) -> Tensor<u32, D> {
+        let data = match &self.data {
+            Data::Host(array) => Data::Host(array.mapv(|value| bytemuck::cast(value)).into_shared()),
+            Data::Gpu { buffer, dim, checks } => {
+                Data::Gpu { buffer: buffer.clone(), dim: dim.clone(), checks: checks.clone() }
+            }
+        };
+        Tensor { device: self.device.clone(), data }
+    }
+}
+
+impl<T: Element> Tensor<T, Ix1> {
+    /// The elements of several tensors of one device, one after the other. Elements of 4 bytes on a GPU.
+    ///
+    /// # Errors
+    /// The device's own.
+    pub(crate) fn concatenate(device: &Device, parts: &[Self]) -> Result<Self> {
+        let Device::Gpu(gpu) = device else {
+            let all = parts.iter().filter_map(Tensor::as_host).flat_map(|part| part.to_vec()).collect();
+            return Ok(Self::host(all));
+        };
+        let length: usize = parts.iter().map(Tensor::len).sum();
+        let out = gpu.allocate("concatenate", (length * size_of::<T>()) as u64)?;
+        let mut checks: Vec<Arc<Check>> = Vec::new();
+        let mut at = 0;
+        for part in parts {
+            if let Data::Gpu { buffer, checks: of_part, .. } = &part.data
+                && !part.is_empty()
+            {
+                let bytes = (part.len() * size_of::<T>()) as u64;
+                gpu.copy(View { buffer, offset: 0, bytes }, &out, at);
+                at += bytes;
+                checks.extend(of_part.iter().cloned());
+            }
+        }
+        checks.sort_by_key(Arc::as_ptr);
+        checks.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        Ok(Self::on_gpu(gpu, out, Ix1(length), checks))
+    }
+}
+
+impl Tensor<f32, Ix2> {
+    /// The same matrix on a GPU with row `to` replaced by row `from` of `other`.
+    pub(crate) fn with_row(&self, to: usize, other: &Self, from: usize) -> Result<Self> {
+        match (self.storage(), other.storage()) {
+            (Storage::Gpu(gpu, buffer), Storage::Gpu(_, source)) => {
+                let bytes = (self.shape()[1] * 4) as u64;
+                let out = gpu.allocate("with_row", buffer.bytes())?;
+                gpu.copy(buffer.view(), &out, 0);
+                gpu.copy(View { buffer: source, offset: from as u64 * bytes, bytes }, &out, to as u64 * bytes);
+                Ok(Self::on_gpu(gpu, out, self.raw_dim(), self.checks().to_vec()))
+            }
+            _ => unreachable!("only called for a GPU"),
+        }
     }
 }
 

@@ -80,6 +80,33 @@ pub fn column_sums(values: &Tensor<f32, Ix2>) -> Result<Tensor<f32, Ix1>> {
     }
 }
 
+/// The sums of blocks of 256 rows of f32 `values` on a GPU, (ceil(rows / 256), columns): the last few terms are the host's to add, in f64.
+pub(crate) fn block_sums(values: &Tensor<f32, Ix2>) -> Result<Tensor<f32, Ix2>> {
+    let (rows, columns) = (values.shape()[0], values.shape()[1]);
+    let blocks = rows.div_ceil(ROWS).max(1);
+    match values.storage() {
+        Storage::Gpu(gpu, buffer) => {
+            let out = gpu.allocate("column_sums", (blocks * columns * 4) as u64)?;
+            pass(gpu, buffer, rows, columns, &out, 0.0, 1.0)?;
+            Ok(Tensor::on_gpu(gpu, out, Ix2(blocks, columns), values.checks().to_vec()))
+        }
+        Storage::Host(_) => unreachable!("the CPU sums in f64 itself"),
+    }
+}
+
+/// keep * `old` + add * `new`, elementwise, on a GPU.
+pub(crate) fn blend(old: &Tensor<f32, Ix2>, keep: f32, new: &Tensor<f32, Ix2>, add: f32) -> Result<Tensor<f32, Ix2>> {
+    match (old.storage(), new.storage()) {
+        (Storage::Gpu(gpu, old_buffer), Storage::Gpu(_, new_buffer)) => {
+            let out = gpu.allocate("blend", old_buffer.bytes())?;
+            gpu.copy(old_buffer.view(), &out, 0);
+            tree(gpu, new_buffer, 1, new.len(), &out, keep, add)?;
+            Ok(Tensor::on_gpu(gpu, out, old.raw_dim(), super::inherit(&[old.checks(), new.checks()])))
+        }
+        _ => unreachable!("the CPU blends in its own loop"),
+    }
+}
+
 /// Records out = keep * out + add * (the sum over the rows of `values`), pass after pass.
 pub(crate) fn tree(
     gpu: &Gpu,

@@ -106,11 +106,32 @@ pub fn matmul<T: MatmulElement>(
             }
             let half = T::NAME == "f16";
             let out = gpu.allocate("matmul", (shape.m * shape.n * 4) as u64)?;
-            on_gpu(gpu, &shape, half, a_buffer, b_buffer, &out)?;
+            on_gpu(gpu, &shape, half, a_buffer, b_buffer, &out, false)?;
             let checks = super::inherit(&[a.checks(), b.checks()]);
             Ok(Tensor::on_gpu(gpu, out, Ix2(shape.m, shape.n), checks))
         }
         _ => unreachable!("both are on one device"),
+    }
+}
+
+/// `sum` + a b for f32 matrices on a GPU, as [`matmul()`] computes it.
+pub(crate) fn matmul_add(
+    sum: &Tensor<f32, Ix2>,
+    a: &Tensor<f32, Ix2>,
+    b: &Tensor<f32, Ix2>,
+    transpose_a: bool,
+    transpose_b: bool,
+) -> Result<Tensor<f32, Ix2>> {
+    let shape = Shape::new(a.shape(), b.shape(), transpose_a, transpose_b)?;
+    match (sum.storage(), a.storage(), b.storage()) {
+        (Storage::Gpu(gpu, sum_buffer), Storage::Gpu(_, a_buffer), Storage::Gpu(_, b_buffer)) => {
+            let out = gpu.allocate("matmul", (shape.m * shape.n * 4) as u64)?;
+            gpu.copy(sum_buffer.view(), &out, 0);
+            on_gpu(gpu, &shape, false, a_buffer, b_buffer, &out, true)?;
+            let checks = super::inherit(&[sum.checks(), a.checks(), b.checks()]);
+            Ok(Tensor::on_gpu(gpu, out, Ix2(shape.m, shape.n), checks))
+        }
+        _ => unreachable!("the CPU adds up in its own loop"),
     }
 }
 
@@ -167,14 +188,16 @@ const SPLIT: usize = 1024;
 const PARTIAL: usize = 64 << 20;
 const TILE: usize = 64;
 
-/// Records out = a b, window by window.
-fn on_gpu(gpu: &Gpu, shape: &Shape, half: bool, a: &Buffer, b: &Buffer, out: &Buffer) -> Result<()> {
+/// Records out = a b, or out += a b with `add`, window by window.
+fn on_gpu(gpu: &Gpu, shape: &Shape, half: bool, a: &Buffer, b: &Buffer, out: &Buffer, add: bool) -> Result<()> {
     let &Shape { m, n, k, lda, ldb, transpose_a, transpose_b } = shape;
     if m * n == 0 {
         return Ok(());
     }
     if k == 0 {
-        gpu.clear(out);
+        if !add {
+            gpu.clear(out);
+        }
         return Ok(());
     }
     let element = if half { 2 } else { 4 };
@@ -231,7 +254,7 @@ fn on_gpu(gpu: &Gpu, shape: &Shape, half: bool, a: &Buffer, b: &Buffer, out: &Bu
                     c_offset: c_shift as u32 / 4 + n0 as u32,
                     k_range: terms.next_multiple_of(16) as u32,
                     split_stride: 0,
-                    accumulate: (k0 > 0).into(),
+                    accumulate: (add || k0 > 0).into(),
                 };
                 let grid = [columns.div_ceil(TILE) as u32, rows.div_ceil(TILE) as u32, splits as u32];
                 if splits == 1 {
@@ -245,7 +268,7 @@ fn on_gpu(gpu: &Gpu, shape: &Shape, half: bool, a: &Buffer, b: &Buffer, out: &Bu
                 params.accumulate = 0;
                 let partial = gpu.allocate("matmul", (splits * m * n * 4) as u64)?;
                 gpu.run(&MATMUL, &constants, &params, &[a_view, b_view, partial.view()], grid)?;
-                let keep = if k0 > 0 { 1.0 } else { 0.0 };
+                let keep = if add || k0 > 0 { 1.0 } else { 0.0 };
                 column_sums::tree(gpu, &partial, splits, m * n, out, keep, 1.0)?;
             }
         }

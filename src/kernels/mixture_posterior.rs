@@ -19,9 +19,9 @@ params! {
         hard: u32,
         weighted: u32,
         groups_x: u32,
-        pad0: u32,
-        pad1: u32,
-        pad2: u32,
+        labels_offset: u32,
+        scores_offset: u32,
+        reference: f32,
     }
 }
 
@@ -82,12 +82,17 @@ pub struct Posterior {
     pub shares: Tensor<f32, Ix2>,
     /// (n, 4): ln sum exp(term), the largest term, the component it belongs to (the first of equal ones), the row's weight.
     pub densities: Tensor<f32, Ix2>,
+    /// (n): the component of the largest term, the first of equal ones.
+    pub labels: Tensor<u32, Ix1>,
+    /// (n): `reference` + ln sum exp(term).
+    pub scores: Tensor<f32, Ix1>,
 }
 
 /// From the cosines (n, K) of unit rows with mean directions to shares: the term of component k is `bias[k] - kappa[k] (1 - cosine)`.
 ///
 /// * `kappa` (K): concentrations, at least 0; `bias` (K): what a row at the mean direction scores, finite; in f32, so the caller subtracts what all
 ///   have in common first
+/// * `reference`: that common part, which `scores` get back
 /// * `weights` (n): of the rows, or `None` where each is 1
 /// * `hard`: give each row wholly to its best component
 /// * accuracy: a term within 2 eps of `|bias| + 2 kappa`, a share within that of its terms plus 4 eps
@@ -98,6 +103,7 @@ pub fn mixture_posterior(
     cosines: &Tensor<f32, Ix2>,
     kappa: &[f32],
     bias: &[f32],
+    reference: f32,
     weights: Option<&Tensor<f32, Ix1>>,
     hard: bool,
 ) -> Result<Posterior> {
@@ -149,13 +155,22 @@ pub fn mixture_posterior(
                         *share = (f64::from(weight) * responsibility) as f32;
                     }
                 });
-            Ok(Posterior { shares: Tensor::host(shares), densities: Tensor::host(densities) })
+            let labels = densities.column(2).mapv(|label| label as u32);
+            let scores = densities.column(0).mapv(|density| reference + density);
+            Ok(Posterior {
+                shares: Tensor::host(shares),
+                densities: Tensor::host(densities),
+                labels: Tensor::host(labels),
+                scores: Tensor::host(scores),
+            })
         }
         Storage::Gpu(gpu, buffer) => {
             let pairs: Vec<f32> = kappa.iter().zip(bias).flat_map(|(&kappa, &bias)| [kappa, bias]).collect();
             let parameters = gpu.upload(place, bytemuck::cast_slice(&pairs))?;
             let shares = gpu.allocate(place, (count * components * 4) as u64)?;
             let densities = gpu.allocate(place, (count * 16) as u64)?;
+            let labels = gpu.allocate(place, (count * 4) as u64)?;
+            let scores = gpu.allocate(place, (count * 4) as u64)?;
             // Something to bind where there are no weights.
             let weights_buffer = match weights.map(Tensor::storage) {
                 Some(Storage::Gpu(_, weights)) => weights.as_ref(),
@@ -170,6 +185,8 @@ pub fn mixture_posterior(
                 let (cosines, cosines_shift) = window(buffer, components * 4);
                 let (out, out_shift) = window(&shares, components * 4);
                 let (rows, rows_shift) = window(&densities, 16);
+                let (best, labels_shift) = window(&labels, 4);
+                let (totals, scores_shift) = window(&scores, 4);
                 let (row_weights, weights_shift) =
                     if weights.is_some() { window(weights_buffer, 4) } else { (weights_buffer.view(), 0) };
                 let grid = gpu.grid(place, part as u64)?;
@@ -183,16 +200,20 @@ pub fn mixture_posterior(
                     hard: hard.into(),
                     weighted: weights.is_some().into(),
                     groups_x: grid[0],
-                    pad0: 0,
-                    pad1: 0,
-                    pad2: 0,
+                    labels_offset: labels_shift as u32 / 4,
+                    scores_offset: scores_shift as u32 / 4,
+                    reference,
                 };
-                let bindings = [parameters.view(), row_weights, cosines, out, rows];
+                let bindings = [parameters.view(), row_weights, cosines, out, rows, best, totals];
                 gpu.run(&MIXTURE_POSTERIOR, &posterior_constants(), &params, &bindings, grid)?;
             }
             let checks = super::inherit(&[cosines.checks(), weights.map_or(&[], Tensor::checks)]);
-            let densities = Tensor::on_gpu(gpu, densities, Ix2(count, 4), checks.clone());
-            Ok(Posterior { shares: Tensor::on_gpu(gpu, shares, Ix2(count, components), checks), densities })
+            Ok(Posterior {
+                densities: Tensor::on_gpu(gpu, densities, Ix2(count, 4), checks.clone()),
+                labels: Tensor::on_gpu(gpu, labels, Ix1(count), checks.clone()),
+                scores: Tensor::on_gpu(gpu, scores, Ix1(count), checks.clone()),
+                shares: Tensor::on_gpu(gpu, shares, Ix2(count, components), checks),
+            })
         }
     }
 }
@@ -213,7 +234,7 @@ pub struct PosteriorSummary {
 /// [`Error::Shape`] where the two parts differ in rows; [`Error::DeviceMismatch`].
 pub fn mixture_summary(posterior: &Posterior) -> Result<PosteriorSummary> {
     let place = "mixture_summary";
-    let Posterior { shares, densities } = posterior;
+    let Posterior { shares, densities, .. } = posterior;
     shares.device().same(place, "densities", densities.device())?;
     let (count, components) = (shares.shape()[0], shares.shape()[1]);
     if densities.shape() != [count, 4] {

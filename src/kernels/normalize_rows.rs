@@ -1,10 +1,12 @@
 //! Rows scaled to unit length.
 
+use std::ops::Range;
+
 use ndarray::{Array1, Array2, Axis, Ix1, Ix2, Zip};
 
 use super::matmul::MatmulElement;
 use crate::gpu::{Constant, Finding, Kernel, Needs, Params, View, params, shader};
-use crate::tensor::{Storage, Tensor};
+use crate::tensor::{Element, Storage, Tensor};
 use crate::{Error, Result};
 
 params! {
@@ -93,41 +95,51 @@ pub fn normalize_rows<T: MatmulElement<Sum = f32>>(
             }
             Ok((Tensor::host(unit), Tensor::host(norms.mapv(|norm| norm as f32))))
         }
-        Storage::Gpu(gpu, buffer) => {
-            let half = T::NAME == "f16";
-            let element = if half { 2 } else { 4 };
-            let unit = gpu.allocate(place, (count * columns * 4) as u64)?;
-            let norms = gpu.allocate(place, (count * 4) as u64)?;
-            if let Some(Storage::Gpu(_, fallback)) = fallback.map(Tensor::storage) {
-                gpu.copy(fallback.view(), &unit, 0);
-            }
-            let check = gpu.check(place, &[ZERO, NOT_FINITE])?;
-            let step = gpu.rows_per_window(place, columns.max(1) * 4)?;
-            for first in (0..count).step_by(step) {
-                let part = step.min(count - first);
-                let window = |buffer, stride: usize| {
-                    View::window(buffer, (first * stride) as u64, (part * stride) as u64, gpu.binding_alignment())
-                };
-                let (rows, rows_shift) = window(buffer, columns * element);
-                let (out, out_shift) = window(&unit, columns * 4);
-                let (lengths, lengths_shift) = window(&norms, 4);
-                let grid = gpu.grid(place, part as u64)?;
-                let params = NormalizeRowsParams {
-                    rows: part as u32,
-                    columns: columns as u32,
-                    rows_offset: rows_shift as u32 / element as u32,
-                    out_offset: out_shift as u32 / 4,
-                    norms_offset: lengths_shift as u32 / 4,
-                    first: first as u32,
-                    groups_x: grid[0],
-                    pad: 0,
-                };
-                let constants = constants(half, fallback.is_some());
-                gpu.run(&NORMALIZE_ROWS, &constants, &params, &[rows, out, lengths, check.view()], grid)?;
-            }
-            let checks = super::inherit(&[&[check], rows.checks()]);
-            let norms = Tensor::on_gpu(gpu, norms, Ix1(count), checks.clone());
-            Ok((Tensor::on_gpu(gpu, unit, Ix2(count, columns), checks), norms))
-        }
+        Storage::Gpu(..) => on_gpu(rows, 0..count, fallback),
     }
+}
+
+/// [`normalize_rows()`] of some of the rows of a tensor on a GPU; errors count rows from the first of all.
+pub(crate) fn on_gpu<T: Element>(
+    rows: &Tensor<T, Ix2>,
+    range: Range<usize>,
+    fallback: Option<&Tensor<f32, Ix2>>,
+) -> Result<(Tensor<f32, Ix2>, Tensor<f32, Ix1>)> {
+    let place = "normalize_rows";
+    let Storage::Gpu(gpu, buffer) = rows.storage() else { unreachable!("only called for a GPU") };
+    let (count, columns) = (range.len(), rows.shape()[1]);
+    let half = T::NAME == "f16";
+    let element = if half { 2 } else { 4 };
+    let unit = gpu.allocate(place, (count * columns * 4) as u64)?;
+    let norms = gpu.allocate(place, (count * 4) as u64)?;
+    if let Some(Storage::Gpu(_, fallback)) = fallback.map(Tensor::storage) {
+        gpu.copy(fallback.view(), &unit, 0);
+    }
+    let check = gpu.check(place, &[ZERO, NOT_FINITE])?;
+    let step = gpu.rows_per_window(place, columns.max(1) * 4)?;
+    for first in (0..count).step_by(step) {
+        let part = step.min(count - first);
+        let window = |buffer, first: usize, stride: usize| {
+            View::window(buffer, (first * stride) as u64, (part * stride) as u64, gpu.binding_alignment())
+        };
+        let (values, values_shift) = window(buffer, range.start + first, columns * element);
+        let (out, out_shift) = window(&unit, first, columns * 4);
+        let (lengths, lengths_shift) = window(&norms, first, 4);
+        let grid = gpu.grid(place, part as u64)?;
+        let params = NormalizeRowsParams {
+            rows: part as u32,
+            columns: columns as u32,
+            rows_offset: values_shift as u32 / element as u32,
+            out_offset: out_shift as u32 / 4,
+            norms_offset: lengths_shift as u32 / 4,
+            first: (range.start + first) as u32,
+            groups_x: grid[0],
+            pad: 0,
+        };
+        let constants = constants(half, fallback.is_some());
+        gpu.run(&NORMALIZE_ROWS, &constants, &params, &[values, out, lengths, check.view()], grid)?;
+    }
+    let checks = super::inherit(&[&[check], rows.checks()]);
+    let norms = Tensor::on_gpu(gpu, norms, Ix1(count), checks.clone());
+    Ok((Tensor::on_gpu(gpu, unit, Ix2(count, columns), checks), norms))
 }

@@ -185,7 +185,7 @@ fn posteriors(device: &Device) -> Result<()> {
                 let run = |device: &Device| -> Result<_> {
                     let weights = weighted.then(|| device.tensor(&weights)).transpose()?;
                     let cosines = device.tensor(&cosines)?;
-                    let posterior = kernels::mixture_posterior(&cosines, &kappa, &bias, weights.as_ref(), hard)?;
+                    let posterior = kernels::mixture_posterior(&cosines, &kappa, &bias, 100.0, weights.as_ref(), hard)?;
                     let summary = kernels::mixture_summary(&posterior)?;
                     Ok((posterior, summary))
                 };
@@ -199,6 +199,13 @@ fn posteriors(device: &Device) -> Result<()> {
                     compare("densities", &f64s(&actual.densities)?, &f64s(&expected.densities)?, |at, _| {
                         if at % 4 == 2 { 0.5 + k as f64 * f64::from(u8::from(strongest > 1e5)) } else { term }
                     })?;
+                }
+                let labels: Vec<u32> = actual.labels.to_array()?.to_vec();
+                let (scores, densities) = (f64s(&actual.scores)?, f64s(&actual.densities)?);
+                for row in 0..rows {
+                    ensure!(f64::from(labels[row]) == densities[4 * row + 2], "label of row {row}");
+                    let error = (scores[row] - 100.0 - densities[4 * row]).abs();
+                    ensure!(error <= EPS * (100.0 + densities[4 * row].abs()), "score of row {row}");
                 }
                 let total = rows as f64;
                 compare("sums", &f64s(&summary.sums)?, &f64s(&expected_summary.sums)?, |at, sum| {
