@@ -10,7 +10,11 @@ struct Params {
     norms_offset: u32,
     first: u32,       // index of the first row in the whole
     groups_x: u32,
-    pad: u32,
+    weights_offset: u32,
+    weighted: u32,    // 1: rows of weight 0 are not looked at and give zeros
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -18,6 +22,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;   // (rows, columns)
 @group(0) @binding(3) var<storage, read_write> norms: array<f32>; // (rows)
 @group(0) @binding(4) var<storage, read_write> status: array<atomic<u32>>; // [0] zero row, [1] not finite: 0xffffffff - the lowest index
+@group(0) @binding(5) var<storage, read> weights: array<f32>; // (rows), or anything if not weighted
 
 var<workgroup> tree: array<f32, WORKGROUP>;
 var<workgroup> bits: array<u32, WORKGROUP>;
@@ -45,6 +50,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = group.y * params.groups_x + group.x;
     let inside = row < params.rows;
     let columns = select(0u, params.columns, inside);
+    var skipped = false;
+    if params.weighted == 1u && inside {
+        skipped = weights[params.weights_offset + row] == 0.0;
+    }
     let begin = params.rows_offset + row * params.columns;
 
     var largest = 0u;
@@ -63,7 +72,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let finite = largest < 0x7f800000u;
     // Below the smallest normal number a magnitude may be flushed to zero: it counts as zero.
     let nonzero = largest >= 0x00800000u;
-    let usable = finite && nonzero;
+    let usable = finite && nonzero && !skipped;
     // The power of two below the largest magnitude: dividing by it is exact. Held within f32's reach of its own inverse.
     let exponent = clamp(largest >> 23u, 2u, 252u);
     let unit = bitcast<f32>(exponent << 23u);
@@ -90,10 +99,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     if lane == 0u {
         norms[params.norms_offset + row] = select(0.0, length * unit, usable);
-        if !nonzero && KEEP == 0u {
+        if !nonzero && !skipped && KEEP == 0u {
             atomicMax(&status[0], 0xffffffffu - (params.first + row));
         }
-        if !finite {
+        if !finite && !skipped {
             atomicMax(&status[1], 0xffffffffu - (params.first + row));
         }
     }

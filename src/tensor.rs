@@ -198,6 +198,15 @@ impl<T: Element, D: Dimension> Tensor<T, D> {
 }
 
 impl<T: Element, D: Dimension> Tensor<T, D> {
+    /// The elements along one axis, in row-major order.
+    pub(crate) fn flatten(self) -> Tensor<T, Ix1> {
+        let length = self.len();
+        match self.into_shape(length) {
+            Ok(flat) => flat,
+            Err(_) => unreachable!("as many elements"),
+        }
+    }
+
     /// The bits of 4-byte elements.
     pub(crate) fn bits(&self) -> Tensor<u32, D> {
         let data = match &self.data {
@@ -241,6 +250,17 @@ impl<T: Element> Tensor<T, Ix1> {
 }
 
 impl Tensor<f32, Ix2> {
+    /// The rows at `indices` of a matrix on a GPU.
+    pub(crate) fn select_rows(&self, indices: &[usize]) -> Result<Self> {
+        let Storage::Gpu(gpu, buffer) = self.storage() else { unreachable!("only called for a GPU") };
+        let bytes = (self.shape()[1] * 4) as u64;
+        let out = gpu.allocate("select_rows", indices.len() as u64 * bytes)?;
+        for (&row, to) in indices.iter().zip((0..).step_by(bytes.max(1) as usize)) {
+            gpu.copy(View { buffer, offset: row as u64 * bytes, bytes }, &out, to);
+        }
+        Ok(Self::on_gpu(gpu, out, Ix2(indices.len(), self.shape()[1]), self.checks().to_vec()))
+    }
+
     /// The same matrix on a GPU with row `to` replaced by row `from` of `other`.
     pub(crate) fn with_row(&self, to: usize, other: &Self, from: usize) -> Result<Self> {
         match (self.storage(), other.storage()) {

@@ -19,7 +19,11 @@ params! {
         norms_offset: u32,
         first: u32,
         groups_x: u32,
-        pad: u32,
+        weights_offset: u32,
+        weighted: u32,
+        pad0: u32,
+        pad1: u32,
+        pad2: u32,
     }
 }
 
@@ -95,14 +99,28 @@ pub fn normalize_rows<T: MatmulElement<Sum = f32>>(
             }
             Ok((Tensor::host(unit), Tensor::host(norms.mapv(|norm| norm as f32))))
         }
-        Storage::Gpu(..) => on_gpu(rows, 0..count, fallback),
+        Storage::Gpu(..) => on_gpu(rows, 0..count, None, fallback),
     }
 }
 
-/// [`normalize_rows()`] of some of the rows of a tensor on a GPU; errors count rows from the first of all.
+/// [`normalize_rows()`] of some of the rows of a tensor on a GPU; errors count rows from the first of all. With `weights`, one a row of the
+/// range, rows of weight 0 are not looked at and give zeros.
 pub(crate) fn on_gpu<T: Element>(
     rows: &Tensor<T, Ix2>,
     range: Range<usize>,
+    weights: Option<&Tensor<f32, Ix1>>,
+    fallback: Option<&Tensor<f32, Ix2>>,
+) -> Result<(Tensor<f32, Ix2>, Tensor<f32, Ix1>)> {
+    let number = range.start;
+    on_gpu_from(rows, range, number, weights, fallback)
+}
+
+/// [`on_gpu`] for rows whose first is number `number` of something larger.
+pub(crate) fn on_gpu_from<T: Element>(
+    rows: &Tensor<T, Ix2>,
+    range: Range<usize>,
+    number: usize,
+    weights: Option<&Tensor<f32, Ix1>>,
     fallback: Option<&Tensor<f32, Ix2>>,
 ) -> Result<(Tensor<f32, Ix2>, Tensor<f32, Ix1>)> {
     let place = "normalize_rows";
@@ -115,6 +133,11 @@ pub(crate) fn on_gpu<T: Element>(
     if let Some(Storage::Gpu(_, fallback)) = fallback.map(Tensor::storage) {
         gpu.copy(fallback.view(), &unit, 0);
     }
+    // Something to bind where there are no weights.
+    let weights_buffer = match weights.map(Tensor::storage) {
+        Some(Storage::Gpu(_, weights)) => weights.as_ref(),
+        _ => buffer.as_ref(),
+    };
     let check = gpu.check(place, &[ZERO, NOT_FINITE])?;
     let step = gpu.rows_per_window(place, columns.max(1) * 4)?;
     for first in (0..count).step_by(step) {
@@ -125,6 +148,8 @@ pub(crate) fn on_gpu<T: Element>(
         let (values, values_shift) = window(buffer, range.start + first, columns * element);
         let (out, out_shift) = window(&unit, first, columns * 4);
         let (lengths, lengths_shift) = window(&norms, first, 4);
+        let (row_weights, weights_shift) =
+            if weights.is_some() { window(weights_buffer, first, 4) } else { (values, 0) };
         let grid = gpu.grid(place, part as u64)?;
         let params = NormalizeRowsParams {
             rows: part as u32,
@@ -132,12 +157,16 @@ pub(crate) fn on_gpu<T: Element>(
             rows_offset: values_shift as u32 / element as u32,
             out_offset: out_shift as u32 / 4,
             norms_offset: lengths_shift as u32 / 4,
-            first: (range.start + first) as u32,
+            first: (number + first) as u32,
             groups_x: grid[0],
-            pad: 0,
+            weights_offset: weights_shift as u32 / 4,
+            weighted: weights.is_some().into(),
+            pad0: 0,
+            pad1: 0,
+            pad2: 0,
         };
         let constants = constants(half, fallback.is_some());
-        gpu.run(&NORMALIZE_ROWS, &constants, &params, &[values, out, lengths, check.view()], grid)?;
+        gpu.run(&NORMALIZE_ROWS, &constants, &params, &[values, out, lengths, check.view(), row_weights], grid)?;
     }
     let checks = super::inherit(&[&[check], rows.checks()]);
     let norms = Tensor::on_gpu(gpu, norms, Ix1(count), checks.clone());

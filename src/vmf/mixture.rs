@@ -3,6 +3,7 @@
 mod backend;
 mod chunks;
 mod em_cpu;
+mod em_gpu;
 mod evaluate;
 mod fit;
 mod model;
@@ -15,12 +16,13 @@ use ndarray::{Array2, ArrayView1, Axis, Ix2};
 pub use model::{Component, VmfMixture};
 pub use options::MixtureOptions;
 
-use super::rows::{RowSource, Rows};
+use super::rows::{self, RowSource, Rows};
 use super::stats::{VmfStats, view_mut};
 use crate::gpu::block_on;
 use crate::{Device, Error, Result, Tensor};
 use chunks::{Chunks, Memory, Streamed};
 use em_cpu::Cpu;
+use em_gpu::OnGpu;
 use fit::Fitted;
 
 const PLACE: &str = "VmfMixture";
@@ -84,13 +86,15 @@ impl VmfMixture {
     /// As [`VmfMixture::fit`], and what the source fails with.
     pub fn fit_source(device: &Device, source: &dyn RowSource, options: &MixtureOptions) -> Result<Self> {
         check_shape(source.rows(), source.dim(), options)?;
-        let _ = device;
         let streamed = Streamed { source };
         let sample = read_sample(source, options)?;
         let view = sample.view();
         let sample = Memory::new(&view, None)?;
         let starts = Starts { sample: &sample, dim: source.dim(), options };
-        block_on(starts.run(&mut Cpu::new(&streamed, options.components)))
+        match device {
+            Device::Cpu => block_on(starts.run(&mut Cpu::new(&streamed, options.components))),
+            Device::Gpu(_) => block_on(starts.run(&mut OnGpu::streamed(device, source, options.components))),
+        }
     }
 }
 
@@ -101,15 +105,7 @@ async fn fit_tensor<T: Rows>(
 ) -> Result<VmfMixture> {
     let (n, dim) = (rows.shape()[0], rows.shape()[1]);
     check_shape(n, dim, options)?;
-    let host;
-    let view = match rows.as_host() {
-        Some(view) => view,
-        None => {
-            host = rows.to_array_async().await?;
-            host.view()
-        }
-    };
-    let data = Memory::new(&view, weights)?;
+    rows::check_weights(PLACE, n, weights)?;
     if weights.is_some_and(|weights| weights.iter().filter(|weight| **weight > 0.0).count() < options.components) {
         let expected = "at most the number of rows of positive weight".into();
         return Err(Error::Argument {
@@ -119,14 +115,24 @@ async fn fit_tensor<T: Rows>(
             found: options.components.to_string(),
         });
     }
-    let mut backend = Cpu::new(&data, options.components);
     let wanted = seed::sample_rows(options.components).min((n / 8).max((8 << 20) / dim));
-    if n <= 4 * wanted {
+    let indices: Vec<usize> =
+        if n <= 4 * wanted { (0..n).collect() } else { seed::sample_indices(n, wanted, options.seed) };
+    let select = |weights: &[f64]| indices.iter().map(|&row| weights[row]).collect::<Vec<f64>>();
+    let sample_weights = weights.map(select);
+    let Some(view) = rows.as_host() else {
+        let mut backend = OnGpu::resident(rows, weights, options.components, options.batch).await?;
+        let sample_rows = backend.select(&indices).await?;
+        let sample_view = sample_rows.view();
+        let sample = Memory::new(&sample_view, sample_weights.as_deref())?;
+        return Starts { sample: &sample, dim, options }.run(&mut backend).await;
+    };
+    let data = Memory::new(&view, weights)?;
+    let mut backend = Cpu::new(&data, options.components);
+    if indices.len() == n {
         return Starts { sample: &data, dim, options }.run(&mut backend).await;
     }
-    let indices = seed::sample_indices(n, wanted, options.seed);
     let sample_rows = view.select(Axis(0), &indices);
-    let sample_weights = weights.map(|weights| indices.iter().map(|&row| weights[row]).collect::<Vec<f64>>());
     let sample_view = sample_rows.view();
     let sample = Memory::new(&sample_view, sample_weights.as_deref())?;
     Starts { sample: &sample, dim, options }.run(&mut backend).await

@@ -1,14 +1,17 @@
 //! What a fitted mixture says of rows: labels, responsibilities, densities.
 
 use faer::Par;
-use ndarray::{Array1, Array2, ArrayView1, Ix1, Ix2};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Ix1, Ix2, s};
 use rayon::prelude::*;
 
 use super::VmfMixture;
 use super::chunks::{Chunks, Memory, Streamed, chunk_rows};
 use super::em_cpu::{Evaluated, each_chunk};
+use super::em_gpu::{self, Terms};
+use crate::gpu::block_on;
+use crate::kernels::Posterior;
 use crate::vmf::rows::{RowSource, Rows};
-use crate::{Device, Error, Result, Tensor};
+use crate::{Device, Element, Error, Result, Tensor};
 
 /// Chunks that a task takes at a time.
 const TASK: usize = 8;
@@ -19,6 +22,9 @@ impl VmfMixture {
     /// # Errors
     /// [`Error::Domain`] names the first row that is all zeros or has an element that is not finite; [`Error::Shape`]; the device's own.
     pub fn predict<T: Rows>(&self, rows: &Tensor<T, Ix2>) -> Result<Tensor<u32, Ix1>> {
+        if !rows.device().is_cpu() {
+            return self.on_gpu(rows, |posterior| posterior.labels);
+        }
         self.on_rows(rows, 1, label).and_then(|labels| rows.device().tensor_from(Array1::from(labels)))
     }
 
@@ -28,6 +34,10 @@ impl VmfMixture {
     /// As [`VmfMixture::predict`].
     pub fn responsibilities<T: Rows>(&self, rows: &Tensor<T, Ix2>) -> Result<Tensor<f32, Ix2>> {
         let k = self.components().len();
+        if !rows.device().is_cpu() {
+            let count = rows.shape()[0];
+            return self.on_gpu(rows, |posterior| posterior.shares.flatten())?.into_shape((count, k));
+        }
         let values = self.on_rows(rows, k, |chunk, out: &mut [f32]| {
             for (out, values) in out.chunks_exact_mut(k).zip(chunk.responsibilities.chunks_exact(chunk.padded)) {
                 out.copy_from_slice(&values[..k]);
@@ -44,6 +54,9 @@ impl VmfMixture {
     /// # Errors
     /// As [`VmfMixture::predict`].
     pub fn score<T: Rows>(&self, rows: &Tensor<T, Ix2>) -> Result<Tensor<f32, Ix1>> {
+        if !rows.device().is_cpu() {
+            return self.on_gpu(rows, |posterior| posterior.scores);
+        }
         self.on_rows(rows, 1, density).and_then(|values| rows.device().tensor_from(Array1::from(values)))
     }
 
@@ -57,7 +70,10 @@ impl VmfMixture {
         source: &dyn RowSource,
         sink: &mut dyn FnMut(usize, ArrayView1<'_, u32>) -> Result<()>,
     ) -> Result<()> {
-        self.on_source(device, source, label, sink)
+        match device {
+            Device::Cpu => self.on_source(source, label, sink),
+            Device::Gpu(_) => self.on_gpu_source(device, source, |posterior| posterior.labels, sink),
+        }
     }
 
     /// [`VmfMixture::score`] for rows read in pieces; `sink` takes the log-densities of the rows from a number on, in order.
@@ -70,7 +86,10 @@ impl VmfMixture {
         source: &dyn RowSource,
         sink: &mut dyn FnMut(usize, ArrayView1<'_, f32>) -> Result<()>,
     ) -> Result<()> {
-        self.on_source(device, source, density, sink)
+        match device {
+            Device::Cpu => self.on_source(source, density, sink),
+            Device::Gpu(_) => self.on_gpu_source(device, source, |posterior| posterior.scores, sink),
+        }
     }
 
     fn on_rows<T: Rows, R: Default + Copy + Send>(
@@ -80,14 +99,7 @@ impl VmfMixture {
         write: impl Fn(&Evaluated<'_>, &mut [R]) + Sync,
     ) -> Result<Vec<R>> {
         self.check_dim(rows.shape()[0], rows.shape()[1])?;
-        let host;
-        let view = match rows.as_host() {
-            Some(view) => view,
-            None => {
-                host = rows.to_array()?;
-                host.view()
-            }
-        };
+        let Some(view) = rows.as_host() else { unreachable!("a GPU has its own way") };
         let mut out = vec![R::default(); view.nrows() * width];
         self.evaluate(&Memory::new(&view, None)?, 0, width, &mut out, write)?;
         Ok(out)
@@ -95,7 +107,6 @@ impl VmfMixture {
 
     fn on_source<R: Default + Copy + Send>(
         &self,
-        _device: &Device,
         source: &dyn RowSource,
         write: impl Fn(&Evaluated<'_>, &mut [R]) + Sync,
         sink: &mut dyn FnMut(usize, ArrayView1<'_, R>) -> Result<()>,
@@ -110,6 +121,54 @@ impl VmfMixture {
             sink(first, ArrayView1::from(&*out))?;
         }
         Ok(())
+    }
+
+    /// A part of the posterior of rows on a GPU, chunk by chunk; it stays there.
+    fn on_gpu<T: Rows, R: Element>(
+        &self,
+        rows: &Tensor<T, Ix2>,
+        part: impl Fn(Posterior) -> Tensor<R, Ix1>,
+    ) -> Result<Tensor<R, Ix1>> {
+        self.check_dim(rows.shape()[0], rows.shape()[1])?;
+        let (means, terms) = self.on_device(rows.device())?;
+        let step = em_gpu::chunk_rows(self.dim(), self.components().len());
+        let mut parts = Vec::new();
+        for first in (0..rows.shape()[0]).step_by(step) {
+            // Only rows of f64, which have to be rounded on the host, make this wait.
+            let range = first..(first + step).min(rows.shape()[0]);
+            let unit = block_on(em_gpu::unit_rows(rows, range, None))?;
+            parts.push(part(em_gpu::posterior(&unit, &means, &terms, None, false)?));
+        }
+        Tensor::concatenate(rows.device(), &parts)
+    }
+
+    fn on_gpu_source<R: Element>(
+        &self,
+        device: &Device,
+        source: &dyn RowSource,
+        part: impl Fn(Posterior) -> Tensor<R, Ix1>,
+        sink: &mut dyn FnMut(usize, ArrayView1<'_, R>) -> Result<()>,
+    ) -> Result<()> {
+        self.check_dim(source.rows(), source.dim())?;
+        let (means, terms) = self.on_device(device)?;
+        let step = em_gpu::chunk_rows(self.dim(), self.components().len()).min(source.rows());
+        let mut buffer = Array2::<f32>::zeros((step, source.dim()));
+        for first in (0..source.rows()).step_by(step.max(1)) {
+            let mut rows = buffer.slice_mut(s![..step.min(source.rows() - first), ..]);
+            source.read(first, rows.view_mut())?;
+            let unit = em_gpu::unit(device, rows.view(), first)?;
+            let values = part(em_gpu::posterior(&unit, &means, &terms, None, false)?).to_array()?;
+            sink(first, values.view())?;
+        }
+        Ok(())
+    }
+
+    /// Mean directions and terms for an E-step on `device`.
+    fn on_device(&self, device: &Device) -> Result<(Tensor<f32, Ix2>, Terms)> {
+        let (means, parameters) = self.inside();
+        let k = self.components().len();
+        let Ok(means) = ArrayView2::from_shape((k, self.dim()), &means) else { unreachable!("K d elements") };
+        Ok((device.tensor(&means)?, Terms::new(&parameters.densities(self.dim()), k)))
     }
 
     /// `write` for every chunk of the rows from `first` on, as many as `out` has room for, by all threads.
