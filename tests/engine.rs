@@ -219,11 +219,6 @@ fn impossible_sizes_are_typed(device: &Device) -> Result<()> {
         let huge = device.zeros::<f32, _>(1usize << 58).err();
         ensure!(matches!(huge, Some(Error::TooLarge { .. } | Error::OutOfMemory { .. })), "{huge:?}");
     }
-    // 2^20 orders against 2^19 arguments: 2 TB of values from 6 MB of input.
-    let long = Device::cpu().tensor(&Array1::from_elem(1 << 20, 1.0f32))?.into_shape((1 << 20, 1, 1))?;
-    let wide = Device::cpu().tensor(&Array1::from_elem(1 << 19, 1.0f32))?.into_shape((1, 1 << 19, 1))?;
-    let product = kernels::log_iv(&long, &wide).err();
-    ensure!(matches!(product, Some(Error::OutOfMemory { .. })), "{product:?}");
     Ok(())
 }
 
