@@ -1,17 +1,18 @@
 //! The families, in the order in which they run.
 
 mod bessel;
+mod matmul;
+mod peak;
 mod transfer;
+mod vmf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::harness::{Bench, Place};
 
 type Family = fn(&mut Bench, &[Place]) -> Result<()>;
 
-pub const FAMILIES: &[(&str, Family)] = &[("bessel", bessel::run), ("transfer", transfer::run)];
+pub const FAMILIES: &[(&str, Family)] =
+    &[("bessel", bessel::run), ("matmul", matmul::run), ("vmf", vmf::run), ("transfer", transfer::run)];
 
-/// The child's side of a measurement of peak memory.
-pub fn peak_memory(case: &str) -> Result<()> {
-    bail!("there is no case {case:?}")
-}
+pub use peak::child as peak_memory;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use multiversion::multiversion;
-use ndarray::Array1;
+use ndarray::{Array1, Ix1};
 use orthant::kernels::limits::{STEPS, copy, multiply_add};
 use orthant::{Device, Gpu, Real, Tensor};
 use rayon::prelude::*;
@@ -181,7 +181,7 @@ fn fma<T: Real>(
     device: &Device,
     gpu: &Gpu,
     effort: Effort,
-    probe: fn(&Tensor<T, ndarray::Ix1>) -> orthant::Result<Tensor<T, ndarray::Ix1>>,
+    probe: impl Fn(&Tensor<T, Ix1>) -> orthant::Result<Tensor<T, Ix1>>,
 ) -> Result<f64> {
     let mut length = 1 << 14;
     loop {
