@@ -18,7 +18,9 @@ const LANES: usize = 16;
 const CLASSES: usize = 9;
 const SERIES: usize = 1;
 const DEBYE: usize = 5;
-const CAPACITY: usize = BLOCK + CLASSES * LANES;
+/// A power of two, so that an index modulo it needs no check.
+const SORTED: usize = (BLOCK + CLASSES * LANES).next_power_of_two();
+const STREAMS: usize = 4;
 
 /// An element type: f32 or f64.
 pub(super) trait Element: Copy + Default + PartialEq + Into<f64> {
@@ -79,64 +81,72 @@ impl Element for f32 {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn run<F: Family, E: Element>(order: &[E], x: &[E], out: &mut [E]) {
     let fused = target_cfg_f!(target_feature = "fma");
+    let mut sorted = [[E::default(); SORTED]; 3];
     for ((order, x), out) in order.chunks(BLOCK).zip(x.chunks(BLOCK)).zip(out.chunks_mut(BLOCK)) {
         if fused {
-            block::<F, E, E::Fused, Fused<f64>>(order, x, out);
+            block::<F, E, E::Fused, Fused<f64>>(order, x, out, &mut sorted);
         } else {
-            block::<F, E, E::Plain, f64>(order, x, out);
+            block::<F, E, E::Plain, f64>(order, x, out, &mut sorted);
         }
     }
 }
 
 /// `T`: the number of the Debye expansion; `D`: that of everything below its reach, always of 64 bits.
 #[inline(always)]
-fn block<F: Family, E: Element, T: Real, D: Real>(order: &[E], x: &[E], out: &mut [E]) {
+fn block<F: Family, E: Element, T: Real, D: Real>(order: &[E], x: &[E], out: &mut [E], sorted: &mut [[E; SORTED]; 3]) {
     let n = out.len();
     let mut class = [0_u8; BLOCK];
     for ((class, &v), &x) in class.iter_mut().zip(order).zip(x) {
         *class = classify::<E, T>(v, x);
     }
-    let mut counts = [0_usize; CLASSES];
-    for &class in &class[..n] {
-        counts[usize::from(class)] += 1;
+    // Each of the streams i, i + STREAMS, .. counts for itself, so that one counter's increments do not wait for each other.
+    let mut counts = [[0_u16; STREAMS]; CLASSES];
+    for (i, &class) in class[..n].iter().enumerate() {
+        counts[usize::from(class)][i % STREAMS] += 1;
     }
+    let total = |class: usize| counts[class].iter().map(|&count| usize::from(count)).sum::<usize>();
     let first = usize::from(class[0]);
-    if counts[first] == n && n.is_multiple_of(LANES) {
+    if total(first) == n && n.is_multiple_of(LANES) {
         segment::<F, E, T, D>(first, order, x, out);
         return;
     }
 
-    // Stable counting sort: `next` is where each class goes on.
-    let mut starts = [0; CLASSES];
+    // A counting sort: `next` is where each class's points of each stream go on.
+    let mut next = counts;
     let mut end = 0;
-    for class in 0..CLASSES {
-        starts[class] = end;
-        end += counts[class].next_multiple_of(LANES);
+    for (next, counts) in next.iter_mut().zip(&counts) {
+        for (next, count) in next.iter_mut().zip(counts) {
+            *next = end;
+            end += count;
+        }
+        end = end.next_multiple_of(LANES as u16);
     }
-    let mut next = starts;
     let mut place = [0_u16; BLOCK];
-    let mut sorted = ([E::default(); CAPACITY], [E::default(); CAPACITY], [E::default(); CAPACITY]);
-    for i in 0..n {
-        let class = usize::from(class[i]);
-        let at = next[class];
-        next[class] = at + 1;
-        place[i] = at as u16;
-        sorted.0[at] = order[i];
-        sorted.1[at] = x[i];
+    let [v_sorted, x_sorted, out_sorted] = sorted;
+    for (i, (((&class, place), &v), &x)) in class.iter().zip(&mut place).zip(order).zip(x).enumerate() {
+        let next = &mut next[usize::from(class)][i % STREAMS];
+        *place = *next;
+        *next += 1;
+        let at = usize::from(*place) % SORTED;
+        v_sorted[at] = v;
+        x_sorted[at] = x;
     }
+    let mut start = 0;
     for class in 0..CLASSES {
-        if counts[class] == 0 {
+        let count = total(class);
+        if count == 0 {
             continue;
         }
-        let (start, last) = (starts[class], starts[class] + counts[class] - 1);
-        let end = starts[class] + counts[class].next_multiple_of(LANES);
-        let (v_last, x_last) = (sorted.0[last], sorted.1[last]);
-        sorted.0[last..end].fill(v_last);
-        sorted.1[last..end].fill(x_last);
-        segment::<F, E, T, D>(class, &sorted.0[start..end], &sorted.1[start..end], &mut sorted.2[start..end]);
+        // The padding repeats the last point.
+        let (last, end) = (start + count - 1, start + count.next_multiple_of(LANES));
+        let (v, x) = (v_sorted[last], x_sorted[last]);
+        v_sorted[last..end].fill(v);
+        x_sorted[last..end].fill(x);
+        segment::<F, E, T, D>(class, &v_sorted[start..end], &x_sorted[start..end], &mut out_sorted[start..end]);
+        start = end;
     }
     for (out, &place) in out.iter_mut().zip(&place) {
-        *out = sorted.2[usize::from(place)];
+        *out = out_sorted[usize::from(place) % SORTED];
     }
 }
 
@@ -147,10 +157,12 @@ fn classify<E: Element, T: Real>(v: E, x: E) -> u8 {
     let square = v.madd(v, x * x);
     let reached = |value: T, from: f64| !value.below(T::of(from));
     let [_, a, b, c] = E::SERIES_FROM;
-    let series = 1 + u8::from(reached(x, a)) + u8::from(reached(x, b)) + u8::from(reached(x, c));
+    let series = SERIES as u8 + u8::from(reached(x, a)) + u8::from(reached(x, b)) + u8::from(reached(x, c));
     let [d, e, f, g] = E::DEBYE_FROM;
-    let debye =
-        5 + u8::from(reached(square, e * e)) + u8::from(reached(square, f * f)) + u8::from(reached(square, g * g));
+    let debye = DEBYE as u8
+        + u8::from(reached(square, e * e))
+        + u8::from(reached(square, f * f))
+        + u8::from(reached(square, g * g));
     let inside = if reached(square, d * d) { debye } else { series };
     if T::of(0.0).below(x) { inside } else { 0 }
 }
