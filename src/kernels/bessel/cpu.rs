@@ -79,16 +79,6 @@ macro_rules! cpu_real {
 cpu_real!(f32);
 cpu_real!(f64);
 
-/// ln I_v(x) of one point, within 4 eps of max(|ln I|, hypot(v, x))
-pub(crate) fn log_iv(v: f64, x: f64) -> f64 {
-    double::<LogIv>(v, x)
-}
-
-/// ln K_v(x) of one point, within 4 eps of max(|ln K|, hypot(v, x))
-pub(crate) fn log_kv(v: f64, x: f64) -> f64 {
-    double::<LogKv>(v, x)
-}
-
 /// (A, 1 - A) of A = I_(v+1)(x) / I_v(x), each within 4 eps of itself: the second is not the first's rounding error where A -> 1.
 pub(crate) fn iv_ratio_pair(v: f64, x: f64) -> (f64, f64) {
     (double::<IvRatio>(v, x), double::<IvRatioComplement>(v, x))
