@@ -173,13 +173,28 @@ impl Device {
     /// # Errors
     /// As [`Device::tensor`].
     pub fn zeros<T: Element, D: Dimension>(&self, shape: impl ShapeBuilder<Dim = D>) -> Result<Tensor<T, D>> {
-        let shape = shape.into_shape_with_order();
+        let dim = shape.into_shape_with_order().raw_dim().clone();
+        let bytes = dim.size_checked().and_then(|size| size.checked_mul(size_of::<T>()));
+        let Some(bytes) = bytes.filter(|bytes| isize::try_from(*bytes).is_ok()) else {
+            return Err(Error::TooLarge {
+                place: "zeros",
+                quantity: "tensor",
+                needed: u64::MAX,
+                limit: isize::MAX as u64,
+                device: self.to_string(),
+            });
+        };
         match self {
-            Self::Cpu => Ok(Tensor::host(Array::from_elem(shape.raw_dim().clone(), T::zeroed()))),
+            Self::Cpu => {
+                let elements = host_memory("zeros", bytes / size_of::<T>().max(1))?;
+                match Array::from_shape_vec(dim, elements) {
+                    Ok(array) => Ok(Tensor::host(array)),
+                    Err(_) => unreachable!("as many elements as the shape has"),
+                }
+            }
             Self::Gpu(gpu) => {
                 self.admit::<T>()?;
-                let dim = shape.raw_dim().clone();
-                let buffer = gpu.allocate("zeros", (dim.size() * size_of::<T>()) as u64)?;
+                let buffer = gpu.allocate("zeros", bytes as u64)?;
                 gpu.clear(&buffer);
                 Ok(Tensor::on_gpu(gpu, buffer, dim, Vec::new()))
             }
@@ -201,6 +216,21 @@ impl Device {
             return Ok(());
         }
         Err(Error::DeviceMismatch { place, quantity, expected: self.to_string(), found: found.to_string() })
+    }
+}
+
+/// `count` zeros in the computer's own memory, or the error that there is none.
+pub(crate) fn host_memory<T: Element>(place: &'static str, count: usize) -> Result<Vec<T>> {
+    let mut elements = Vec::new();
+    match elements.try_reserve_exact(count) {
+        Ok(()) => {
+            elements.resize(count, T::zeroed());
+            Ok(elements)
+        }
+        Err(_) => {
+            let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
+            Err(Error::OutOfMemory { place, bytes, device: Device::Cpu.to_string() })
+        }
     }
 }
 

@@ -207,6 +207,16 @@ impl<T: Element, D: Dimension> Tensor<T, D> {
         }
     }
 
+    /// The same tensor under another name of its element type.
+    pub(crate) fn of<U: Element>(self) -> Tensor<U, D> {
+        assert_eq!(T::NAME, U::NAME, "only the name changes");
+        let data = match self.data {
+            Data::Host(array) => Data::Host(array.mapv(|value| bytemuck::cast(value)).into_shared()),
+            Data::Gpu { buffer, dim, checks } => Data::Gpu { buffer, dim, checks },
+        };
+        Tensor { device: self.device, data }
+    }
+
     /// The bits of 4-byte elements.
     pub(crate) fn bits(&self) -> Tensor<u32, D> {
         let data = match &self.data {

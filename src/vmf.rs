@@ -9,6 +9,7 @@ mod distribution;
 mod files;
 mod kappa;
 mod mixture;
+mod on_gpu;
 mod reduce;
 mod rows;
 mod sample;

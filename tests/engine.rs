@@ -211,6 +211,17 @@ fn a_lost_device_says_so(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// Sizes that no memory holds, on the CPU and here.
+fn impossible_sizes_are_typed(device: &Device) -> Result<()> {
+    for device in [device.clone(), Device::cpu()] {
+        let overflow = device.zeros::<f32, _>((usize::MAX, 3)).err();
+        ensure!(matches!(overflow, Some(Error::TooLarge { .. })), "{overflow:?}");
+        let huge = device.zeros::<f32, _>(1usize << 58).err();
+        ensure!(matches!(huge, Some(Error::TooLarge { .. } | Error::OutOfMemory { .. })), "{huge:?}");
+    }
+    Ok(())
+}
+
 /// The async door completes under an executor that knows nothing of the device.
 fn the_async_door_wakes_by_itself(device: &Device) -> Result<()> {
     let x = device.tensor(&Array1::from_elem(100_000, 2.0f32))?;
@@ -262,6 +273,7 @@ fn main() {
         engine("beyond 65535 groups", beyond_65535_groups),
         engine("times kernels", times_kernels),
         engine("a lost device says so", a_lost_device_says_so),
+        engine("impossible sizes are typed", impossible_sizes_are_typed),
         engine("the async door wakes by itself", the_async_door_wakes_by_itself),
         engine("threads share a device", threads_share_a_device),
         engine("warms up", warms_up),

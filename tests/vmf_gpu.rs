@@ -36,6 +36,11 @@ fn single_fits(device: &Device) -> Result<()> {
             ensure!(actual.mean_direction().dot(&expected.mean_direction()) > 1.0 - 1e-10);
             ensure!(actual.n() == rows.nrows() as f64);
         }
+        let densities = expected.log_density(&device.tensor(&rows)?)?.to_array()?;
+        let others = expected.log_density(&Device::cpu().tensor(&rows)?)?.to_array()?;
+        let worst = (&densities - &others).iter().fold(0.0f32, |worst, error| worst.max(error.abs()));
+        // Cosines within 1e-6, times kappa of up to 400, and densities of up to 700 in f32.
+        ensure!(worst < 6e-4, "densities differ by {worst}");
         let weights: Array1<f64> = (0..rows.nrows()).map(|row| (row % 4) as f64).collect();
         let expected = Vmf::fit_weighted(&Device::cpu().tensor(&wide)?, weights.view())?;
         let actual = Vmf::fit_weighted(&device.tensor(&wide)?, weights.view())?;

@@ -57,3 +57,34 @@ impl Fault {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Fault, Faults};
+    use crate::Error;
+
+    fn memory() -> wgpu::Error {
+        wgpu::Error::OutOfMemory { source: "planted".into() }
+    }
+
+    fn refusal(description: &str) -> wgpu::Error {
+        wgpu::Error::Validation { source: "planted".into(), description: description.into() }
+    }
+
+    #[test]
+    fn a_fault_is_told_once_and_a_loss_for_ever() {
+        let faults = Faults::default();
+        assert!(faults.take().is_none());
+        faults.report(memory());
+        faults.report(refusal("a consequence of it"));
+        let error = faults.take().map(|fault| fault.into_error("matmul", 64, "GPU"));
+        assert_eq!(error, Some(Error::OutOfMemory { place: "matmul", bytes: 64, device: "GPU".into() }));
+        assert!(faults.take().is_none());
+        faults.report(refusal("no such binding"));
+        assert!(matches!(faults.take(), Some(Fault::Refused(_))));
+        faults.lose("unplugged".into());
+        faults.report(memory());
+        assert!(matches!(faults.take(), Some(Fault::Lost(_))));
+        assert!(matches!(faults.take(), Some(Fault::Lost(_))));
+    }
+}

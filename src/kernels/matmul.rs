@@ -167,10 +167,21 @@ fn on_cpu<T: MatmulElement>(a: &ArrayView2<'_, T>, b: &ArrayView2<'_, T>, shape:
     let mut out = vec![<T::Sum as bytemuck::Zeroable>::zeroed(); shape.m * shape.n];
     let product = MatMut::from_row_major_slice_mut(&mut out, shape.m, shape.n);
     let one = <T::Sum as faer::traits::ComplexField>::one_impl();
-    faer_matmul(product, Accum::Replace, a, b, one, Par::rayon(0));
+    faer_matmul(product, Accum::Replace, a, b, one, parallel(0));
     match Array2::from_shape_vec((shape.m, shape.n), out) {
         Ok(array) => array,
         Err(_) => unreachable!("m n elements"),
+    }
+}
+
+/// `threads` of rayon's pool for a product on the CPU, 0 for all of them.
+pub(crate) fn parallel(threads: usize) -> Par {
+    #[cfg(not(target_arch = "wasm32"))]
+    return Par::rayon(threads);
+    #[cfg(target_arch = "wasm32")]
+    {
+        let _ = threads;
+        Par::Seq
     }
 }
 

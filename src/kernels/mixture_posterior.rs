@@ -132,6 +132,8 @@ pub fn mixture_posterior(
     }
     match cosines.storage() {
         Storage::Host(cosines) => {
+            // Views, not tensors, go to other threads: a browser's device handles cannot.
+            let weights = weights.and_then(Tensor::as_host);
             let mut shares = Array2::<f32>::zeros((count, components));
             let mut densities = Array2::<f32>::zeros((count, 4));
             Zip::indexed(shares.axis_iter_mut(Axis(0)))
@@ -142,7 +144,7 @@ pub fn mixture_posterior(
                     let best = (0..components).fold(0, |best, k| if term(k) > term(best) { k } else { best });
                     let largest = term(best);
                     let sum: f64 = (0..components).map(|k| (term(k) - largest).exp()).sum();
-                    let weight = weights.and_then(Tensor::as_host).map_or(1.0, |weights| weights[index]);
+                    let weight = weights.as_ref().map_or(1.0, |weights| weights[index]);
                     density[0] = (largest + sum.ln()) as f32;
                     density[1] = largest as f32;
                     density[2] = best as f32;

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use ndarray::{Array2, ArrayView1, ArrayView2, Ix1, Ix2};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Ix1, Ix2};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::kappa::{self, MAX_KAPPA, Resultant, solve_kappa};
+use super::on_gpu::{self, Terms};
 use super::rows::{self, FromF64, Rows};
 use super::stats::VmfStats;
 use super::{files, reduce};
@@ -215,14 +216,27 @@ impl Vmf {
         Ok(kappa::bregman(self.dim(), self.kappa, other.kappa) + other.kappa * ratio * apart / 2.0)
     }
 
-    /// ln of the density at each of `rows`, (n, d), normalised on the way; (n), nats. f64 inside, so within a rounding of the result
-    /// plus 1e-15 kappa.
+    /// ln of the density at each of `rows`, (n, d), normalised on the way; (n), nats. On the CPU, and for f64 rows, f64 inside, so within a
+    /// rounding of the result plus 1e-15 kappa; on a GPU within about 1e-6 kappa (f32 cosines), without a wait.
     ///
     /// # Errors
     /// [`Error::Domain`] names the first row that is all zeros or has an element that is not finite; [`Error::Shape`]; the device's own.
     pub fn log_density<T: Rows>(&self, rows: &Tensor<T, Ix2>) -> Result<Tensor<T::Score, Ix1>> {
         self.check_rows(rows.shape())?;
         let log_normalizer = self.log_normalizer();
+        if !rows.device().is_cpu() && T::NAME != "f64" {
+            let mean = self.mean_direction().insert_axis(Axis(0)).mapv(|value| value as f32);
+            let mean = rows.device().tensor_from(mean)?;
+            let terms = Terms::new(&[self.kappa], &[log_normalizer]);
+            let step = on_gpu::chunk_rows(self.dim(), 1);
+            let mut parts = Vec::new();
+            for first in (0..rows.shape()[0]).step_by(step) {
+                let range = first..(first + step).min(rows.shape()[0]);
+                let unit = block_on(on_gpu::unit_rows(rows, range, None))?;
+                parts.push(on_gpu::posterior(&unit, &mean, &terms, None, false)?.scores);
+            }
+            return Ok(Tensor::concatenate(rows.device(), &parts)?.of());
+        }
         on_host(rows, |view| {
             per_row(view, |row, index| {
                 let cosine = T::dot(row, &self.mean_direction) * rows::inverse_norm(PLACE, row, index)?;

@@ -10,6 +10,7 @@ use super::backend::{Backend, Pass, Summary};
 use super::chunks::{Chunks, Scratch, chunk_rows};
 use super::posterior::{Densities, RowPosterior, posterior};
 use crate::Result;
+use crate::kernels::matmul::parallel;
 
 /// Rows whose sums may stay in f32 before they are added to f64 sums: 4096 additions cost at most 4096 * 2^-24 = 2.4e-4 of the sum of
 /// absolute values in the worst case, 4e-6 at random signs.
@@ -64,7 +65,7 @@ impl Backend for Cpu<'_> {
         let part_bytes = k * dim * 4;
         let parts = threads.min((SUMS_BYTES / part_bytes).max(2)).min(rows.div_ceil(chunk_rows(dim))).max(1);
         // fewer parts than threads only where the sums are huge: then the matrix products themselves are parallel
-        let par = if threads / parts > 1 { Par::rayon(threads / parts) } else { Par::Seq };
+        let par = if threads / parts > 1 { parallel(threads / parts) } else { Par::Seq };
         let results = (0..parts)
             .into_par_iter()
             .map(|part| {

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 use super::VmfMixture;
 use super::chunks::{Chunks, Memory, Streamed, chunk_rows};
 use super::em_cpu::{Evaluated, each_chunk};
-use super::em_gpu::{self, Terms};
 use crate::gpu::block_on;
 use crate::kernels::Posterior;
+use crate::vmf::on_gpu::{self, Terms};
 use crate::vmf::rows::{RowSource, Rows};
 use crate::{Device, Element, Error, Result, Tensor};
 
@@ -131,13 +131,13 @@ impl VmfMixture {
     ) -> Result<Tensor<R, Ix1>> {
         self.check_dim(rows.shape()[0], rows.shape()[1])?;
         let (means, terms) = self.on_device(rows.device())?;
-        let step = em_gpu::chunk_rows(self.dim(), self.components().len());
+        let step = on_gpu::chunk_rows(self.dim(), self.components().len());
         let mut parts = Vec::new();
         for first in (0..rows.shape()[0]).step_by(step) {
             // Only rows of f64, which have to be rounded on the host, make this wait.
             let range = first..(first + step).min(rows.shape()[0]);
-            let unit = block_on(em_gpu::unit_rows(rows, range, None))?;
-            parts.push(part(em_gpu::posterior(&unit, &means, &terms, None, false)?));
+            let unit = block_on(on_gpu::unit_rows(rows, range, None))?;
+            parts.push(part(on_gpu::posterior(&unit, &means, &terms, None, false)?));
         }
         Tensor::concatenate(rows.device(), &parts)
     }
@@ -151,13 +151,13 @@ impl VmfMixture {
     ) -> Result<()> {
         self.check_dim(source.rows(), source.dim())?;
         let (means, terms) = self.on_device(device)?;
-        let step = em_gpu::chunk_rows(self.dim(), self.components().len()).min(source.rows());
+        let step = on_gpu::chunk_rows(self.dim(), self.components().len()).min(source.rows());
         let mut buffer = Array2::<f32>::zeros((step, source.dim()));
         for first in (0..source.rows()).step_by(step.max(1)) {
             let mut rows = buffer.slice_mut(s![..step.min(source.rows() - first), ..]);
             source.read(first, rows.view_mut())?;
-            let unit = em_gpu::unit(device, rows.view(), first)?;
-            let values = part(em_gpu::posterior(&unit, &means, &terms, None, false)?).to_array()?;
+            let unit = on_gpu::unit(device, rows.view(), first)?;
+            let values = part(on_gpu::posterior(&unit, &means, &terms, None, false)?).to_array()?;
             sink(first, values.view())?;
         }
         Ok(())
@@ -168,7 +168,8 @@ impl VmfMixture {
         let (means, parameters) = self.inside();
         let k = self.components().len();
         let Ok(means) = ArrayView2::from_shape((k, self.dim()), &means) else { unreachable!("K d elements") };
-        Ok((device.tensor(&means)?, Terms::new(&parameters.densities(self.dim()), k)))
+        let densities = parameters.densities(self.dim());
+        Ok((device.tensor(&means)?, Terms::new(&densities.kappa[..k], &densities.bias[..k])))
     }
 
     /// `write` for every chunk of the rows from `first` on, as many as `out` has room for, by all threads.
