@@ -171,12 +171,13 @@ pub fn text(summary: &Summary, seconds: f64) -> String {
     line(format_args!("\n{:>9}  {:>8}  {:>9}  {:>12}  {:>9}", "component", "weight", "rows", "kappa", "error"));
     for k in order.iter().take(LISTED) {
         let Row { weight, kappa, kappa_relative_error, size, .. } = &rows[*k];
+        let kappa = if *kappa < 1e7 { format!("{kappa:.4}") } else { format!("{kappa:.4e}") };
         let error = if kappa_relative_error.is_finite() {
             format!("{:.1} %", 100.0 * kappa_relative_error)
         } else {
             "unknown".to_string()
         };
-        line(format_args!("{k:>9}  {:>6.2} %  {size:>9}  {kappa:>12.6}  {error:>9}", 100.0 * weight));
+        line(format_args!("{k:>9}  {:>6.2} %  {size:>9}  {kappa:>12}  {error:>9}", 100.0 * weight));
     }
     if rows.len() > LISTED {
         line(format_args!("{:>9}  and {} lighter ones (--json lists all)", "", rows.len() - LISTED));
