@@ -131,14 +131,14 @@ pub struct Fit {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Fits from that many seedings, of which the likeliest is kept
-    #[arg(long, value_name = "N", value_parser = positive, requires = "components")]
-    pub starts: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = positive, requires = "components", default_value_t = 1)]
+    pub starts: usize,
     /// Stop a start after that many iterations
-    #[arg(long, value_name = "N", value_parser = positive, requires = "components")]
-    pub max_iterations: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = positive, requires = "components", default_value_t = 200)]
+    pub max_iterations: usize,
     /// Stop a start when the mean log-likelihood of a row grows by less, in nats
-    #[arg(long, value_name = "T", value_parser = not_negative, requires = "components")]
-    pub tolerance: Option<f64>,
+    #[arg(long, value_name = "T", value_parser = not_negative, requires = "components", default_value_t = 1e-4)]
+    pub tolerance: f64,
     /// One kappa for all components
     #[arg(long, requires = "components")]
     pub tied_kappa: bool,

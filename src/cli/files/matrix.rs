@@ -73,18 +73,23 @@ impl Matrix {
         self.dim
     }
 
+    /// Whether the file's elements are f16.
+    pub fn is_f16(&self) -> bool {
+        self.raw.dtype == Dtype::F16
+    }
+
     /// Whether the file's elements carry more than f32 does.
     pub fn is_f64(&self) -> bool {
         self.raw.dtype == Dtype::F64
     }
 
     /// Zeros for all rows, or a complaint where memory has no room for them.
-    pub fn room<T: Scalar>(&self) -> anyhow::Result<Array2<T>> {
+    pub fn room<T: bytemuck::Pod>(&self) -> anyhow::Result<Array2<T>> {
         let mut all = Vec::new();
         all.try_reserve_exact(self.rows * self.dim).map_err(|_| {
             bad(self.path().display(), format!("{} rows of {} do not fit into memory", self.rows, self.dim))
         })?;
-        all.resize(self.rows * self.dim, T::zero());
+        all.resize(self.rows * self.dim, T::zeroed());
         Ok(Array2::from_shape_vec((self.rows, self.dim), all)?)
     }
 

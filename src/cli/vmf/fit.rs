@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ndarray::Array1;
-use orthant::Device;
-use orthant::vmf::{MixtureOptions, RowSource, Vmf, VmfMixture};
+use half::f16;
+use ndarray::{Array1, Ix2};
+use orthant::vmf::{MixtureOptions, RowSource, Rows, Vmf, VmfMixture};
+use orthant::{Device, Result, Tensor};
 
 use super::model::{self, Model};
 use super::prepared::Prepared;
@@ -92,18 +93,17 @@ fn fit_one(rows: &Prepared, weights: Option<&Array1<f64>>) -> anyhow::Result<Fit
 /// By EM, on the device that the command line asks for.
 fn fit_mixture(args: &Fit, rows: &Prepared, weights: Option<&Array1<f64>>) -> anyhow::Result<(Fitted, Device)> {
     let path = rows.matrix.path();
-    let options = options(args);
     let streamed = args.stream || !fits_memory(rows.matrix);
     if streamed && weights.is_some() {
         let what = format!("--weights needs the rows of {} in memory, and they are streamed", path.display());
         return Err(bad("vmf fit", what));
     }
-    let mut assigned = vec![0; rows.matrix.rows()];
     let (mixture, device);
+    let mut assigned = Vec::new();
     if streamed {
+        assigned.resize(rows.matrix.rows(), 0);
         device = devices::open(args.common.device)?;
-        mixture =
-            with_progress(args, options, |options| VmfMixture::fit_source(&device, rows, &options)).in_file(path)?;
+        mixture = with_progress(args, |options| VmfMixture::fit_source(&device, rows, &options)).in_file(path)?;
         let bar = progress::bar(rows.rows() as u64, "assigning", "rows");
         let predicted = mixture.predict_source(&device, rows, &mut |first, part| {
             assigned[first..first + part.len()].iter_mut().zip(part).for_each(|(to, from)| *to = *from);
@@ -114,48 +114,61 @@ fn fit_mixture(args: &Fit, rows: &Prepared, weights: Option<&Array1<f64>>) -> an
         predicted.in_file(path)?;
     } else {
         // Read and checked first: drivers may print lines of their own when a device is opened.
-        let array = rows.load::<f32>()?;
-        device = devices::open(args.common.device)?;
-        let tensor = device.tensor_from(array).in_file(path)?;
-        mixture = with_progress(args, options, |options| match weights {
-            Some(weights) => VmfMixture::fit_weighted(&tensor, weights.view(), &options),
-            None => VmfMixture::fit(&tensor, &options),
-        })
-        .in_file(path)?;
-        let predicted = mixture.predict(&tensor).and_then(|labels| labels.to_array()).in_file(path)?;
-        assigned.copy_from_slice(predicted.as_slice().unwrap_or(&[]));
+        let fitted = if rows.matrix.is_f16() && rows.center.is_none() {
+            let array = rows.load_f16()?;
+            device = devices::open(args.common.device)?;
+            // Half the memory; a GPU may lack f16.
+            match &device {
+                Device::Cpu => fit_rows(args, weights, device.tensor_from(array)),
+                Device::Gpu(_) => fit_rows(args, weights, device.tensor_from(array.mapv(f16::to_f32))),
+            }
+        } else {
+            let array = rows.load()?;
+            device = devices::open(args.common.device)?;
+            fit_rows(args, weights, device.tensor_from(array))
+        };
+        (mixture, assigned) = fitted.in_file(path)?;
     }
     let trace = mixture.log_likelihood_trace().to_vec();
     Ok((Fitted { model: Model::Mixture(mixture), assigned, trace }, device))
 }
 
+/// A mixture of rows in memory, and the component of each.
+fn fit_rows<T: Rows>(
+    args: &Fit,
+    weights: Option<&Array1<f64>>,
+    rows: Result<Tensor<T, Ix2>>,
+) -> Result<(VmfMixture, Vec<u32>)> {
+    let rows = rows?;
+    let mixture = with_progress(args, |options| match weights {
+        Some(weights) => VmfMixture::fit_weighted(&rows, weights.view(), &options),
+        None => VmfMixture::fit(&rows, &options),
+    })?;
+    let assigned = mixture.predict(&rows)?.to_array()?;
+    Ok((mixture, assigned.to_vec()))
+}
+
 fn options(args: &Fit) -> MixtureOptions {
-    let mut options = MixtureOptions::new(args.components.unwrap_or(1))
+    let options = MixtureOptions::new(args.components.unwrap_or(1))
         .seed(args.seed)
         .hard(args.hard)
         .tied_kappa(args.tied_kappa)
+        .starts(args.starts)
+        .max_iterations(args.max_iterations)
+        .tolerance(args.tolerance)
         .batch(args.batch);
-    if let Some(starts) = args.starts {
-        options = options.starts(starts);
+    match args.max_kappa {
+        Some(kappa) => options.max_kappa(kappa),
+        None => options,
     }
-    if let Some(iterations) = args.max_iterations {
-        options = options.max_iterations(iterations);
-    }
-    if let Some(tolerance) = args.tolerance {
-        options = options.tolerance(tolerance);
-    }
-    if let Some(kappa) = args.max_kappa {
-        options = options.max_kappa(kappa);
-    }
-    options
 }
 
 /// Runs a fit under a bar of its iterations; the time left is that of the most iterations there may be.
-fn with_progress<R>(args: &Fit, options: MixtureOptions, fit: impl FnOnce(MixtureOptions) -> R) -> R {
-    let most = args.starts.unwrap_or(1) * args.max_iterations.unwrap_or(100);
+fn with_progress<R>(args: &Fit, fit: impl FnOnce(MixtureOptions) -> R) -> R {
+    let most = args.starts.saturating_mul(args.max_iterations);
     let bar = progress::bar(most as u64, "seeding", "iterations at most");
     let shown = bar.clone();
-    let result = fit(options.progress(move |iteration, log_likelihood| {
+    let result = fit(options(args).progress(move |iteration, log_likelihood| {
         shown.set_position(iteration as u64);
         shown.set_message(format!("log-likelihood {log_likelihood:.4}"));
     }));

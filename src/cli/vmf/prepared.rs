@@ -1,5 +1,6 @@
 //! The rows of a file as a fit takes them: as they are, or centred.
 
+use half::f16;
 use ndarray::{Array1, Array2, ArrayView1, ArrayViewMut2, s};
 use orthant::vmf::{RowSource, Rows, VmfStats};
 use orthant::{Error, Result};
@@ -42,11 +43,25 @@ impl Prepared<'_> {
     }
 
     /// Every row, in memory.
-    pub fn load<T: Scalar>(&self) -> anyhow::Result<Array2<T>> {
-        let mut all = self.matrix.room::<T>()?;
+    pub fn load(&self) -> anyhow::Result<Array2<f32>> {
+        let mut all = self.matrix.room()?;
         let bar = progress::bar(self.matrix.rows() as u64, "reading", "rows");
-        for (first, end) in self.blocks::<T>() {
+        for (first, end) in self.blocks::<f32>() {
             self.read(first, all.slice_mut(s![first..end, ..])).in_file(self.matrix.path())?;
+            bar.set_position(end as u64);
+        }
+        bar.finish_and_clear();
+        Ok(all)
+    }
+
+    /// Every row of a file of f16, in as much memory as the file has bytes.
+    pub fn load_f16(&self) -> anyhow::Result<Array2<f16>> {
+        let mut all = self.matrix.room::<f16>()?;
+        let bar = progress::bar(self.matrix.rows() as u64, "reading", "rows");
+        for (first, end) in self.blocks::<f32>() {
+            let mut block = Array2::<f32>::zeros((end - first, self.matrix.dim()));
+            self.read(first, block.view_mut()).in_file(self.matrix.path())?;
+            all.slice_mut(s![first..end, ..]).zip_mut_with(&block, |to, from| *to = f16::from_f32(*from));
             bar.set_position(end as u64);
         }
         bar.finish_and_clear();
@@ -85,10 +100,10 @@ impl Prepared<'_> {
         (0..rows).step_by(step).map(move |first| (first, (first + step).min(rows)))
     }
 
-    /// At most `most` rows of unit length, evenly spread over the file, and which they are.
+    /// At most `most` rows of unit length, evenly spread over the file, and which they are; of very long rows fewer.
     pub fn sample(&self, most: usize) -> anyhow::Result<(Vec<usize>, Array2<f32>)> {
         let rows = self.matrix.rows();
-        let count = rows.min(most);
+        let count = rows.min(most).min((2 * BLOCK_BYTES / (4 * self.matrix.dim())).max(500));
         let indices: Vec<usize> = (0..count).map(|i| (i as u128 * rows as u128 / count as u128) as usize).collect();
         let mut sample = Array2::<f32>::zeros((count, self.matrix.dim()));
         if count == rows {
