@@ -569,3 +569,22 @@ fn a_gpu_or_one_line() {
         assert!(stderr.contains("no GPU"), "{stderr}");
     }
 }
+
+/// A link stays a link, a device a device, and what is read-only stays as it is.
+#[cfg(unix)]
+#[test]
+fn outputs_go_where_they_point() {
+    let folder = Folder::new();
+    let rows = folder.rows("x.npy", 6, &some_rows(40, 6));
+    let (place, link) = (folder.file("place.json", "old"), folder.path("link.json"));
+    std::os::unix::fs::symlink(&place, &link).unwrap();
+    json(&["vmf", "fit", &rows, "--model", &link, "--plot", "/dev/null"]);
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink() && fs::read_to_string(&place).unwrap().contains("kappa"));
+    assert!(!fs::metadata("/dev/null").unwrap().is_file());
+    assert_eq!(folder.list().len(), 3, "{:?}", folder.list());
+
+    let mut permissions = fs::metadata(&place).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&place, permissions).unwrap();
+    complains(&folder, &["vmf", "fit", &rows, "--model", &place], &["place.json", "read-only"]);
+}
