@@ -76,7 +76,8 @@ impl Gpu {
     ///
     /// `ORTHANT_MAX_BINDING` (bytes) lowers it when the device is opened, to try the tiling on small data.
     pub fn max_binding(&self) -> u64 {
-        self.inner.limits.max_storage_buffer_binding_size & !3
+        // Kernels index elements of 2 bytes and more by u32.
+        self.inner.limits.max_storage_buffer_binding_size.min(u64::from(u32::MAX)) & !3
     }
 
     /// Submits what is recorded so far without waiting for it.

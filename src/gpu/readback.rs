@@ -18,46 +18,64 @@ thread_local! {
 
 /// Waits for `future`: what every blocking door does with its `_async` form.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    let before = BLOCKING.replace(true);
-    let output = pollster::block_on(future);
-    BLOCKING.set(before);
-    output
+    /// Puts the flag back, also when the future panics.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            BLOCKING.set(self.0);
+        }
+    }
+    let _restore = Restore(BLOCKING.replace(true));
+    pollster::block_on(future)
 }
 
 #[derive(Default)]
 struct Mapping {
     result: Option<std::result::Result<(), wgpu::BufferAsyncError>>,
     waker: Option<Waker>,
-    watched: bool,
 }
 
 /// Ready when the callback of `map_async` has run.
 struct MapFuture {
     state: Arc<Mutex<Mapping>>,
     device: wgpu::Device,
+    #[cfg(not(target_arch = "wasm32"))]
+    watcher: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Future for MapFuture {
     type Output = std::result::Result<(), wgpu::BufferAsyncError>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         #[cfg(not(target_arch = "wasm32"))]
         if lock(&self.state).result.is_none() {
             let wait = BLOCKING.get();
             let _ = self.device.poll(if wait { wgpu::PollType::wait_indefinitely() } else { wgpu::PollType::Poll });
         }
-        let mut state = lock(&self.state);
-        if let Some(result) = state.result.take() {
+        let taken = {
+            let mut state = lock(&self.state);
+            if state.result.is_none() {
+                state.waker = Some(context.waker().clone());
+            }
+            state.result.take()
+        };
+        if let Some(result) = taken {
+            // The watcher is past its wait: no thread outlives the future that started it. (An executor may run tasks on the thread that wakes them.)
+            #[cfg(not(target_arch = "wasm32"))]
+            if let Some(watcher) = self.watcher.take()
+                && watcher.thread().id() != std::thread::current().id()
+            {
+                let _ = watcher.join();
+            }
             return Poll::Ready(result);
         }
-        state.waker = Some(context.waker().clone());
         // In a browser the event loop runs the callback. Elsewhere somebody has to poll the device: a thread, once a wait.
         #[cfg(not(target_arch = "wasm32"))]
-        if !std::mem::replace(&mut state.watched, true) {
+        if self.watcher.is_none() {
             let device = self.device.clone();
-            std::thread::spawn(move || {
+            self.watcher = Some(std::thread::spawn(move || {
                 let _ = device.poll(wgpu::PollType::wait_indefinitely());
-            });
+            }));
         }
         Poll::Pending
     }
@@ -74,7 +92,13 @@ pub(super) async fn map(gpu: &Gpu, staging: &wgpu::Buffer, read: impl FnOnce(&[u
             waker.wake();
         }
     });
-    let mapped = MapFuture { state, device: gpu.inner.device.clone() }.await;
+    let mapped = MapFuture {
+        state,
+        device: gpu.inner.device.clone(),
+        #[cfg(not(target_arch = "wasm32"))]
+        watcher: None,
+    }
+    .await;
     gpu.fault("readback", staging.size())?;
     let refused = |reason: String| Error::Backend { place: "readback", device: gpu.to_string(), reason };
     mapped.map_err(|error| refused(error.to_string()))?;
