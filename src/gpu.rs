@@ -42,6 +42,8 @@ pub(crate) struct Inner {
     features: wgpu::Features,
     faults: Arc<fault::Faults>,
     pool: Arc<Mutex<buffer::Pool>>,
+    /// Held from a call into the driver to the question whether it failed: wgpu reports within the call, so an error goes to the thread that caused it.
+    section: Mutex<()>,
     recorder: Mutex<recorder::Recorder>,
     checks: Mutex<check::Pages>,
     /// Staging buffers of finished readbacks.
@@ -85,8 +87,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::DeviceLost`], [`Error::Backend`], [`Error::OutOfMemory`] as the driver reports them.
     pub fn flush(&self) -> Result<()> {
-        lock(&self.inner.recorder).flush(&self.inner);
-        self.fault("flush", 0)
+        self.guarded("flush", 0, || lock(&self.inner.recorder).flush(&self.inner))
     }
 
     /// Gives pooled buffers that no tensor uses back to the driver.
@@ -100,10 +101,12 @@ impl Gpu {
         (pool.in_use(), pool.idle())
     }
 
-    /// The first error the driver has reported since the last call, if any, as orthant's own.
-    pub(crate) fn fault(&self, place: &'static str, bytes: u64) -> Result<()> {
+    /// What `work`, a call into the driver, gives, or the error it reported.
+    pub(crate) fn guarded<R>(&self, place: &'static str, bytes: u64, work: impl FnOnce() -> R) -> Result<R> {
+        let _section = lock(&self.inner.section);
+        let result = work();
         match self.inner.faults.take() {
-            None => Ok(()),
+            None => Ok(result),
             Some(fault) => Err(fault.into_error(place, bytes, &self.inner.info.to_string())),
         }
     }

@@ -193,7 +193,15 @@ impl<T: Element, D: Dimension> Tensor<T, D> {
     /// # Errors
     /// As [`Tensor::to_array`] and [`Device::tensor`].
     pub fn to_device(&self, device: &Device) -> Result<Self> {
-        if self.device == *device { Ok(self.clone()) } else { device.tensor_from(self.to_array()?) }
+        block_on(self.to_device_async(device))
+    }
+
+    /// [`Tensor::to_device`] where a thread must not block.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_device`].
+    pub async fn to_device_async(&self, device: &Device) -> Result<Self> {
+        if self.device == *device { Ok(self.clone()) } else { device.tensor_from(self.to_array_async().await?) }
     }
 }
 

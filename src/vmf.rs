@@ -15,7 +15,7 @@ mod rows;
 mod sample;
 mod stats;
 
-pub use distribution::{Vmf, log_density_pairs};
+pub use distribution::{Vmf, log_density_pairs, log_density_pairs_async};
 pub use kappa::{MAX_KAPPA, Resultant, solve_kappa};
 pub use mixture::{Component, MixtureOptions, VmfMixture};
 pub use rows::{RowSource, Rows};

@@ -141,14 +141,13 @@ impl Gpu {
     }
 
     fn create(&self, place: &'static str, class: u64) -> Result<wgpu::Buffer> {
-        let buffer = self.inner.device.create_buffer(&wgpu::BufferDescriptor {
+        let descriptor = wgpu::BufferDescriptor {
             label: Some(place),
             size: class,
             usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
-        });
-        self.fault(place, class)?;
-        Ok(buffer)
+        };
+        self.guarded(place, class, || self.inner.device.create_buffer(&descriptor))
     }
 
     /// A buffer holding `bytes`, copied at once; the copy to the device is recorded.
@@ -160,10 +159,9 @@ impl Gpu {
 
     /// Records the copy of `bytes` to `offset` (a multiple of 4) of `buffer`, after everything recorded before.
     pub(crate) fn write(&self, place: &'static str, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-        let mut recorder = lock(&self.inner.recorder);
-        recorder.write(&self.inner, buffer, offset, bytes);
-        drop(recorder);
-        self.fault(place, bytes.len() as u64)
+        self.guarded(place, bytes.len() as u64, || {
+            lock(&self.inner.recorder).write(&self.inner, buffer, offset, bytes);
+        })
     }
 
     /// Rows of `bytes` each that one binding can show, wherever they begin.

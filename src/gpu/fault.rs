@@ -47,6 +47,16 @@ impl Faults {
     }
 }
 
+impl Faults {
+    /// The error of a lost device, if it is: what a wait asks, which has made no call of its own.
+    pub(crate) fn lost(&self, place: &'static str, device: &str) -> crate::Result<()> {
+        match &*lock(&self.0) {
+            Some(fault @ Fault::Lost(_)) => Err(fault.clone().into_error(place, 0, device)),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Fault {
     pub(crate) fn into_error(self, place: &'static str, bytes: u64, device: &str) -> Error {
         let device = device.to_string();

@@ -161,12 +161,12 @@ impl Gpu {
             return Err(unsupported("f16 (SHADER_F16)"));
         }
         let device = &self.inner.device;
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.name),
             source: wgpu::ShaderSource::Wgsl(kernel.text(constants).into()),
-        });
-        self.fault(kernel.name, 0)?;
-        let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        };
+        let module = self.guarded(kernel.name, 0, || device.create_shader_module(descriptor))?;
+        let descriptor = wgpu::ComputePipelineDescriptor {
             label: Some(kernel.name),
             layout: None,
             module: &module,
@@ -177,8 +177,8 @@ impl Gpu {
                 ..Default::default()
             },
             cache: self.inner.disk.cache.as_ref(),
-        });
-        self.fault(kernel.name, 0)?;
+        };
+        let raw = self.guarded(kernel.name, 0, || device.create_compute_pipeline(&descriptor))?;
         self.inner.disk.dirty.store(true, Ordering::Relaxed);
         let pipeline = Arc::new(Pipeline { name: kernel.name, layout: raw.get_bind_group_layout(0), raw });
         lock(&self.inner.pipelines).insert(key, pipeline.clone());
@@ -198,8 +198,9 @@ impl Gpu {
             return Ok(());
         }
         let pipeline = self.pipeline(kernel, constants)?;
-        lock(&self.inner.recorder).dispatch(&self.inner, &pipeline, bytemuck::bytes_of(params), bindings, groups);
-        self.fault(kernel.name, 0)
+        self.guarded(kernel.name, 0, || {
+            lock(&self.inner.recorder).dispatch(&self.inner, &pipeline, bytemuck::bytes_of(params), bindings, groups);
+        })
     }
 
     /// Compiles `kernels` of [`crate::kernels::variants`] ahead of their first use, by the kernels' names; an empty list compiles all that this

@@ -220,6 +220,7 @@ async fn open(info: AdapterInfo, adapter: &wgpu::Adapter, max_binding: Option<u6
             limits,
             faults,
             pool: Arc::new(Mutex::new(Default::default())),
+            section: Default::default(),
             recorder: Default::default(),
             checks: Default::default(),
             pipelines: Default::default(),

@@ -99,7 +99,7 @@ pub(super) async fn map(gpu: &Gpu, staging: &wgpu::Buffer, read: impl FnOnce(&[u
         watcher: None,
     }
     .await;
-    gpu.fault("readback", staging.size())?;
+    gpu.inner.faults.lost("readback", &gpu.inner.info.to_string())?;
     let refused = |reason: String| Error::Backend { place: "readback", device: gpu.to_string(), reason };
     mapped.map_err(|error| refused(error.to_string()))?;
     let range = staging.slice(..).get_mapped_range().map_err(|error| refused(error.to_string()))?;
@@ -118,7 +118,7 @@ impl Gpu {
         let data = view.bytes.next_multiple_of(4);
         let words = 4 * WORDS as u64;
         let class = size_class(data + checks.len() as u64 * words);
-        let staging = {
+        let staging = self.guarded("readback", class, || {
             let mut recorder = lock(&self.inner.recorder);
             let staging = self.reader(class);
             recorder.copy(&self.inner, view.buffer.raw(), view.offset, &staging, 0, data);
@@ -128,8 +128,7 @@ impl Gpu {
             }
             recorder.flush(&self.inner);
             staging
-        };
-        self.fault("readback", class)?;
+        })?;
         let mut verdict = Ok(());
         map(self, &staging, |bytes| {
             out.copy_from_slice(&bytes[..out.len()]);

@@ -74,6 +74,14 @@ impl Gpu {
     /// # Errors
     /// Those of `work`, and of the device.
     pub fn timed<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(R, Option<Vec<KernelTime>>)> {
+        readback::block_on(self.timed_async(work))
+    }
+
+    /// [`Gpu::timed`] where a thread must not block.
+    ///
+    /// # Errors
+    /// As [`Gpu::timed`].
+    pub async fn timed_async<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(R, Option<Vec<KernelTime>>)> {
         if !self.has_timestamps() {
             return Ok((work()?, None));
         }
@@ -86,16 +94,17 @@ impl Gpu {
         let result = work();
         let timing = switch(None);
         let result = result?;
-        self.fault("timing", 0)?;
+        self.inner.faults.lost("timing", &self.inner.info.to_string())?;
 
         let period = f64::from(self.inner.queue.get_timestamp_period()) * 1e-9;
         let mut seconds = Vec::new();
         for (staging, count) in timing.iter().flat_map(|timing| &timing.resolved) {
             let mut ticks = vec![0u64; *count as usize];
-            readback::block_on(readback::map(self, staging, |bytes| {
+            readback::map(self, staging, |bytes| {
                 let bytes = &bytes[..ticks.len() * 8];
                 bytemuck::cast_slice_mut(&mut ticks).copy_from_slice(bytes);
-            }))?;
+            })
+            .await?;
             seconds.extend(ticks.chunks_exact(2).map(|pair| pair[1].wrapping_sub(pair[0]) as f64 * period));
         }
         let names = timing.into_iter().flat_map(|timing| timing.names);

@@ -47,7 +47,7 @@ pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
 /// `2^-24` of the sum's own magnitude more than that of f64 sums.
 ///
 /// # Errors
-/// [`Error::TooLarge`] where one row exceeds a binding; the device's own errors.
+/// [`Error::TooLarge`] where one row of several exceeds a binding; the device's own errors.
 pub fn column_sums(values: &Tensor<f32, Ix2>) -> Result<Tensor<f32, Ix1>> {
     match values.storage() {
         Storage::Host(values) => {
@@ -132,18 +132,21 @@ pub(crate) fn tree(
 fn pass(gpu: &Gpu, values: &Buffer, rows: usize, columns: usize, out: &Buffer, keep: f32, add: f32) -> Result<()> {
     let alignment = gpu.binding_alignment();
     let limit = (gpu.max_binding() - alignment) as usize;
-    // Whole blocks a window, so that no block is cut.
-    let step = limit / (columns * 4) / ROWS * ROWS;
-    if step == 0 && rows * columns * 4 > limit {
+    let fitting = limit / (columns * 4);
+    if fitting == 0 && rows == 1 {
+        return one_row(gpu, values, columns, out, keep, add);
+    }
+    if fitting == 0 {
         return Err(Error::TooLarge {
             place: "column_sums",
-            quantity: "256 rows",
-            needed: (ROWS * columns * 4) as u64,
+            quantity: "one row",
+            needed: (columns * 4) as u64,
             limit: limit as u64,
             device: gpu.to_string(),
         });
     }
-    let step = if step == 0 { rows.max(1) } else { step };
+    // Whole blocks a window, or a part of one block that divides it.
+    let step = if fitting >= ROWS { fitting / ROWS * ROWS } else { 1 << fitting.ilog2() };
     for first in (0..rows.max(1)).step_by(step) {
         let count = step.min(rows - first);
         let blocks = count.div_ceil(ROWS).max(1);
@@ -157,10 +160,35 @@ fn pass(gpu: &Gpu, values: &Buffer, rows: usize, columns: usize, out: &Buffer, k
             columns: columns as u32,
             values_offset: values_shift as u32 / 4,
             out_offset: out_shift as u32 / 4,
-            keep,
+            // The later parts of a block add to its first.
+            keep: if first % ROWS == 0 { keep } else { 1.0 },
             add,
             groups_x: grid[0],
             blocks: blocks as u32,
+        };
+        gpu.run(&COLUMN_SUMS, &constants(), &params, &[values, out], grid)?;
+    }
+    Ok(())
+}
+
+/// The same for one row that is longer than a binding: windows of columns.
+fn one_row(gpu: &Gpu, values: &Buffer, columns: usize, out: &Buffer, keep: f32, add: f32) -> Result<()> {
+    let alignment = gpu.binding_alignment();
+    let step = ((gpu.max_binding() - alignment) / 4) as usize;
+    for first in (0..columns).step_by(step) {
+        let count = step.min(columns - first);
+        let window = |buffer| View::window(buffer, (first * 4) as u64, (count * 4) as u64, alignment);
+        let ((values, values_shift), (out, out_shift)) = (window(values), window(out));
+        let grid = gpu.grid("column_sums", (count as u64).div_ceil(u64::from(WORKGROUP)))?;
+        let params = ColumnSumsParams {
+            rows: 1,
+            columns: count as u32,
+            values_offset: values_shift as u32 / 4,
+            out_offset: out_shift as u32 / 4,
+            keep,
+            add,
+            groups_x: grid[0],
+            blocks: 1,
         };
         gpu.run(&COLUMN_SUMS, &constants(), &params, &[values, out], grid)?;
     }

@@ -28,7 +28,8 @@ const GPU_CHUNK: usize = 32 << 20;
 ///
 /// The sum is taken in f64, four rows at a time within segments of about 2^20 elements, the segments as a binary tree. With n rows of d
 /// elements, each component of [`VmfStats::resultant`] is within (min(n, max(64, 2^20/d))/4 + d/32 + log2(n) + 10) * 2^-53 of the
-/// sum of the weighted absolute values of what was added: at d = 384, 1e-13 relative, whatever the number of rows.
+/// sum of the weighted absolute values of what was added: at d = 384, 1e-13 relative, whatever the number of rows. (From rows on a GPU:
+/// 34 * 2^-24 of it, as they are f32 there, and blocks of 256 are added there.)
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Parts")]
 pub struct VmfStats {

@@ -109,6 +109,17 @@ fn sums(device: &Device) -> Result<()> {
     let values = noise(5000, 37, 6);
     let run = |device: &Device| kernels::column_sums(&device.tensor(&values)?)?.to_array();
     ensure!(run(&tiled)? == run(device)?, "windows give bit for bit the same");
+    // Windows of a part of a block, and of a part of a row.
+    for (rows, columns) in [(700, 1000), (3, 16_000), (1, 40_000)] {
+        let values = noise(rows, columns, 7).mapv(|value| value.abs() + 0.1);
+        let actual = kernels::column_sums(&tiled.tensor(&values)?)?.to_array()?;
+        let expected: Vec<f64> = values.columns().into_iter().map(|c| c.iter().map(|&v| f64::from(v)).sum()).collect();
+        let actual: Vec<f64> = actual.iter().map(|&value| value.into()).collect();
+        // 16 windows of a block at most, each added to the ones before.
+        compare("windows", &actual, &expected, |_, sum| 64.0 * EPS * sum)?;
+    }
+    let long = tiled.tensor(&noise(2, 40_000, 8))?;
+    ensure!(matches!(kernels::column_sums(&long), Err(Error::TooLarge { .. })));
     Ok(())
 }
 
