@@ -547,11 +547,55 @@ fn models_and_tables_that_do_not_fit() {
     table("short.csv", "v,x\n1,2\n1\n", &["line: 3"]);
     table("negative.csv", "v,x\n1,2\n1,-2\n", &["line 3", "x = -2", "domain"]);
     table("nan.csv", "v,x\nNaN,2\n", &["line 2", "v = NaN"]);
+    let tiny = folder.file("tiny.csv", "v,x\n0.5,0\n0.5,1e-50\n");
+    for dtype in ["f32", "f64"] {
+        let words = ["tiny.csv", "line 3", "x = 1e-50", "1e-15 to 1e9"];
+        complains(&folder, &["bessel", "log_iv", &tiny, "--dtype", dtype, "--out", &out], &words);
+    }
     complains(&folder, &["bessel", "log_iv", &folder.path("none.csv"), "--out", &out], &["none.csv", "no such file"]);
     let fine = folder.file("fine.csv", "v,x\n1,2\n");
     complains(&folder, &["bessel", "log_jv", &fine, "--out", &out], &["log_jv", "log_iv"]);
     complains(&folder, &["bessel", "log_iv", &fine, "--dtype", "f16", "--out", &out], &["f16", "f32, f64"]);
     complains(&folder, &["bessel", "log_iv", &fine], &["--out"]);
+}
+
+/// No command writes what it reads, whatever the file is called.
+#[test]
+fn inputs_are_never_overwritten() {
+    let folder = Folder::new();
+    let rows = folder.rows("x.npy", 6, &some_rows(40, 6));
+    let labels = folder.npy("y.npy", "<i4", false, "(40,)", &[0; 160]);
+    let weights = folder.npy("w.npy", "<f8", false, "(40,)", &[1.0f64; 40].map(f64::to_le_bytes).concat());
+    let names = folder.file("names.json", r#"["only"]"#);
+    let (model, table) = (folder.path("m.json"), folder.file("in.csv", "v,x\n1,2\n"));
+    json(&["vmf", "fit", &rows, "--model", &model]);
+    let again = folder.path("./x.npy");
+    let check = |args: &[&str]| {
+        let file = Path::new(args[args.len() - 1]).file_name().unwrap().to_str().unwrap();
+        complains(&folder, args, &[file, "is also an input"]);
+    };
+    for output in ["--assign", "--model", "--plot"] {
+        check(&["vmf", "fit", &rows, output, &rows]);
+        check(&["vmf", "fit", &rows, output, &again]);
+        check(&["vmf", "fit", &rows, "--weights", &weights, output, &weights]);
+        for read in [&labels, &names] {
+            check(&["vmf", "fit", &rows, "--labels", &labels, "--label-names", &names, output, read]);
+        }
+    }
+    check(&["vmf", "score", &rows, "--model", &model, "--out", &rows]);
+    check(&["vmf", "score", &rows, "--model", &model, "--out", &model]);
+    check(&["vmf", "sample", "--model", &model, "-n", "3", "--out", &model]);
+    check(&["bessel", "log_iv", &table, "--out", &table]);
+    let absent = (folder.path("new"), folder.path("./new"));
+    complains(&folder, &["vmf", "fit", &rows, "--model", &absent.0, "--plot", &absent.1], &["two outputs"]);
+    #[cfg(unix)]
+    {
+        let (link, hard) = (folder.path("link.npy"), folder.path("hard.npy"));
+        std::os::unix::fs::symlink(&rows, &link).unwrap();
+        fs::hard_link(&rows, &hard).unwrap();
+        check(&["vmf", "fit", &rows, "--assign", &link]);
+        check(&["vmf", "fit", &rows, "--assign", &hard]);
+    }
 }
 
 /// `--device gpu` where there is none is one line too; where there is one, it fits.

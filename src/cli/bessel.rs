@@ -16,20 +16,19 @@ use super::{devices, progress};
 /// Lines of a block: enough to keep a GPU busy, little enough to hold beside any file.
 const BLOCK: usize = 1 << 18;
 
-/// Lines read and not yet computed: the text of v and x as it stands, and where the line is.
+/// Lines read and not yet computed: v and x, and their text as it stands.
 #[derive(Default)]
 struct Block {
     text: Vec<(String, String)>,
     points: Vec<(f64, f64)>,
-    lines: Vec<u64>,
 }
 
 pub fn run(args: &Bessel) -> anyhow::Result<()> {
     let start = Instant::now();
-    let mut outputs = Outputs::default();
+    let mut outputs = Outputs::beside([&args.input]);
     outputs.claim(&args.out)?;
     let (file, length) = open_file(&args.input)?;
-    let device = devices::open(args.common.device)?;
+    let mut device = None;
     let bar = progress::bar(length, "bessel", "bytes");
 
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).comment(Some(b'#')).from_reader(file);
@@ -55,18 +54,23 @@ pub fn run(args: &Bessel) -> anyhow::Result<()> {
                     .parse::<f64>()
                     .map_err(|_| bad(args.input.display(), format!("line {line}: {field:?} is not a number")))
             };
-            block.points.push((number(v)?, number(x)?));
+            let point = (number(v)?, number(x)?);
+            check_domain(point).map_err(|quantity| {
+                let (v, x) = (&record[v], &record[x]);
+                bad(args.input.display(), format!("line {line}: v = {v}, x = {x} is out of the domain: {quantity}"))
+            })?;
+            block.points.push(point);
             block.text.push((record[v].to_string(), record[x].to_string()));
-            block.lines.push(line);
             rows += 1;
-            if block.lines.len() == BLOCK {
-                compute(args, &device, &std::mem::take(&mut block), out)?;
+            if block.points.len() == BLOCK {
+                compute(args, opened(&mut device, args)?, &std::mem::take(&mut block), out)?;
                 bar.set_position(record.position().map_or(0, csv::Position::byte));
             }
         }
-        compute(args, &device, &block, out)
+        compute(args, opened(&mut device, args)?, &block, out)
     })?;
     outputs.commit()?;
+    let device = opened(&mut device, args)?;
     bar.finish_and_clear();
 
     let seconds = start.elapsed().as_secs_f64();
@@ -81,8 +85,27 @@ pub fn run(args: &Bessel) -> anyhow::Result<()> {
     print(&format!("{rows} values in {dtype} to {} ({device}, {seconds:.2} s)\n", args.out.display()))
 }
 
+/// The device, opened when a block of good points is there: drivers may print lines of their own.
+fn opened<'a>(device: &'a mut Option<Device>, args: &Bessel) -> anyhow::Result<&'a Device> {
+    if device.is_none() {
+        *device = Some(devices::open(args.common.device)?);
+    }
+    Ok(device.get_or_insert(Device::Cpu))
+}
+
+/// The library's own domain, of the numbers as they were given: in f32 a small x would become 0.
+fn check_domain((v, x): (f64, f64)) -> std::result::Result<(), &'static str> {
+    if !(0.0..=1e7).contains(&v) {
+        return Err("order, expected 0 to 1e7");
+    }
+    if x != 0.0 && !(1e-15..=1e9).contains(&x) {
+        return Err("x, expected 0, or 1e-15 to 1e9");
+    }
+    Ok(())
+}
+
 fn compute(args: &Bessel, device: &Device, block: &Block, out: &mut dyn Write) -> anyhow::Result<()> {
-    if block.lines.is_empty() {
+    if block.points.is_empty() {
         return Ok(());
     }
     match args.dtype {
@@ -104,14 +127,6 @@ fn compute_in<T: Real>(
         function::<T>(args.function)(&order, &x)?.to_array()
     };
     let values = value().map_err(|error| match error {
-        orthant::Error::Domain { quantity, index, expected, .. } if index < block.lines.len() => {
-            let (v, x) = &block.text[index];
-            let what = format!(
-                "line {}: v = {v}, x = {x} is out of the domain: {quantity}, expected {expected}",
-                block.lines[index]
-            );
-            bad(args.input.display(), what)
-        }
         error @ orthant::Error::Unsupported { .. } => bad(args.input.display(), format!("{error}; try --dtype f32")),
         error => error.into(),
     })?;

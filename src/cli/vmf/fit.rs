@@ -28,7 +28,8 @@ pub fn run(args: &Fit) -> anyhow::Result<()> {
     let labels =
         args.labels.as_ref().map(|path| Labels::read(path, args.label_names.as_deref(), matrix.rows())).transpose()?;
     let weights = args.weights.as_ref().map(|path| read_weights(path, matrix.rows())).transpose()?;
-    let mut outputs = Outputs::default();
+    let read = [Some(&args.rows), args.labels.as_ref(), args.label_names.as_ref(), args.weights.as_ref()];
+    let mut outputs = Outputs::beside(read.into_iter().flatten());
     for path in [&args.model, &args.assign, &args.plot].into_iter().flatten() {
         outputs.claim(path)?;
     }

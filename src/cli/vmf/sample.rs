@@ -14,7 +14,7 @@ use crate::cli::output::{Outputs, print};
 pub fn run(args: &Sample) -> anyhow::Result<()> {
     let start = Instant::now();
     let (model, center) = model::read(&args.model)?;
-    let mut outputs = Outputs::default();
+    let mut outputs = Outputs::beside([&args.model]);
     outputs.claim(&args.out)?;
     let needed = args.number as u128 * model.dim() as u128 * 4;
     if needed > u128::from(super::available_memory().unwrap_or(u64::MAX >> 1)) {

@@ -24,7 +24,7 @@ pub fn run(args: &Score) -> anyhow::Result<()> {
             format!("the rows have {} elements, the model {} has {}", matrix.dim(), args.model.display(), model.dim());
         return Err(bad(args.rows.display(), what));
     }
-    let mut outputs = Outputs::default();
+    let mut outputs = Outputs::beside([&args.rows, &args.model]);
     outputs.claim(&args.out)?;
     let rows = Prepared { matrix: &matrix, center };
 
