@@ -56,6 +56,17 @@ impl TryFrom<Parts> for Vmf {
         if !(0.0..=MAX_KAPPA).contains(&kappa) {
             return Err(format("kappa is not between 0 and 1e12"));
         }
+        if let Some(Fitted { n, resultant_length, resultant_complement }) = fitted {
+            let unit = 0.0..=1.0;
+            // both are rounded from sums; a thousand times what that takes
+            let agree = (resultant_length + resultant_complement - 1.0).abs() < 1e-9;
+            if !(n > 0.0 && n.is_finite()) {
+                return Err(format("n is not a number above 0"));
+            }
+            if !(unit.contains(&resultant_length) && unit.contains(&resultant_complement) && agree) {
+                return Err(format("resultant_length and resultant_complement are not two parts of 1"));
+            }
+        }
         Ok(Vmf { mean_direction, kappa, fitted })
     }
 }

@@ -78,10 +78,11 @@ pub fn read(path: &Path) -> anyhow::Result<(Model, Option<Array1<f64>>)> {
         (None, Some(_)) => Model::One(serde_json::from_str(&text).map_err(|error| not_a_model(&error))?),
         (None, None) => return Err(not_a_model(&"it has neither components nor a mean_direction")),
     };
+    // The mean of unit rows, to a rounding; a NaN is not below either.
     if let Some(center) = &kind.center
-        && (center.len() != model.dim() || center.iter().any(|x| !x.is_finite()))
+        && !(center.len() == model.dim() && center.iter().all(|x| x.abs() < 1.0 + 1e-9))
     {
-        return Err(not_a_model(&format!("center is not {} numbers", model.dim())));
+        return Err(not_a_model(&format!("center is not {} numbers from -1 to 1", model.dim())));
     }
     Ok((model, kind.center.map(Array1::from)))
 }
