@@ -122,7 +122,8 @@ mod tests {
             let assigned: Vec<u32> = (0..n).map(|i| (i % components) as u32).collect();
             let given: Vec<i64> = (0..n).map(|i| (i / 3 % labels) as i64).collect();
             let confusion = Confusion::new(&assigned, &given, components);
-            let names: Vec<String> = confusion.labels.iter().map(|label| format!("<{label}> & more")).collect();
+            let names: Vec<String> =
+                confusion.labels.iter().map(|label| format!("<{label}> &\u{1}\u{0} more\u{ffff}")).collect();
             let known: Vec<Component> = (0..components)
                 .map(|k| Component { weight: 1.0 / components as f64, kappa: 10.0, size: n + k })
                 .collect();
@@ -138,6 +139,7 @@ mod tests {
             })
             .unwrap();
             assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "n = {n}");
+            assert!(!svg.contains(['\u{0}', '\u{1}', '\u{ffff}']), "n = {n}");
             assert!(svg.len() < 2_000_000 && !svg.contains("NaN"), "n = {n}: {} bytes", svg.len());
         }
     }

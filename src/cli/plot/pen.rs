@@ -44,6 +44,8 @@ impl Style {
 
 /// Writes `text` at `at`.
 pub fn text(area: &Area, text: &str, at: (i32, i32), style: Style) -> anyhow::Result<()> {
+    // XML has no place for these, escaped or not.
+    let text = text.replace(|c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'), "");
     // The backend divides a font's size by 1.24.
     let font = FontDesc::new(
         FontFamily::Name("Helvetica, Arial, sans-serif"),
