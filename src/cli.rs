@@ -7,6 +7,7 @@ mod clustering;
 mod complaint;
 mod devices;
 mod files;
+mod memory;
 mod output;
 mod plot;
 mod progress;

@@ -395,8 +395,13 @@ fn a_broken_pipe_is_quiet() {
 /// One line on stderr that has all of `words`, exit code 2, nothing on stdout, no file more or less.
 #[track_caller]
 fn complains(folder: &Folder, args: &[&str], words: &[&str]) {
+    complains_of(folder, &mut command(args), words);
+}
+
+#[track_caller]
+fn complains_of(folder: &Folder, args: &mut Command, words: &[&str]) {
     let before: Vec<(PathBuf, Vec<u8>)> = contents(folder);
-    let output = run(args);
+    let output = args.output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
     assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
@@ -443,6 +448,20 @@ fn files_that_cannot_be_rows() {
     fit(&folder.npy("thin.npy", "<f4", false, "(240, 1)", &[0; 960]), &["1 element", "at least 2"]);
     fit(&folder.npy("none.npy", "<f4", false, "(0, 6)", &[]), &["no rows"]);
     fit(&folder.npy("vast.npy", "<f4", false, "(4000000000, 2000000000)", &[]), &["truncated"]);
+    fit(&folder.npy("over.npy", "<f4", false, "(4294967296, 4294967296)", &[]), &["2^64"]);
+    fit(&folder.npy("hidden.npy", "<f4", false, "(0, 4294967296, 4294967296)", &[]), &["2^64"]);
+    for (name, shape, words) in
+        [("over.npz", "(4294967296, 4294967296)", "2^64"), ("large.npz", "(4294967296, 536870912)", "free memory")]
+    {
+        use std::io::Write;
+        let mut npz = npyz::npz::NpzWriter::create(folder.path(name)).unwrap();
+        let inner = fs::read(folder.npy("inner.npy", "<f4", false, shape, &[])).unwrap();
+        let zip = npz.zip_writer();
+        zip.start_file("x.npy", Default::default()).unwrap();
+        zip.write_all(&inner).unwrap();
+        drop(npz);
+        fit(&folder.path(name), &[words]);
+    }
     fit(&folder.file("ragged.csv", "1,2,3\n4,5\n"), &["line 2", "2 values, expected 3"]);
     fit(&folder.file("words.csv", "1,2,3\n4,five,6\n"), &["line 2", "five"]);
 
@@ -479,10 +498,17 @@ fn options_that_make_no_sense() {
     check(&["vmf", "fit", &rows, "--hard"], &["--components"]);
     check(&["vmf", "fit", &rows, "--device", "toaster"], &["toaster", "auto, cpu, gpu"]);
     check(&["vmf", "fit", &rows, "--array", "x"], &["x.npy", "--array"]);
-    let output =
-        command(&["vmf", "fit", &rows]).args(["--components", "2"]).env("ORTHANT_DEVICE", "toaster").output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("ORTHANT_DEVICE"));
+    let model = folder.path("model.json");
+    json(&["vmf", "fit", &rows, "--model", &model]);
+    let out = folder.path("out.npy");
+    for args in [
+        &["vmf", "fit", &rows, "--components", "2"][..],
+        &["vmf", "fit", &rows, "--assign", &out],
+        &["vmf", "score", &rows, "--model", &model, "--out", &out],
+        &["vmf", "sample", "--model", &model, "-n", "3", "--out", &out],
+    ] {
+        complains_of(&folder, command(args).env("ORTHANT_DEVICE", "toaster"), &["ORTHANT_DEVICE", "toaster"]);
+    }
 
     // The unwritable is found before the fit, and with good outputs beside it nothing is written.
     for (bad, why) in [
@@ -507,6 +533,11 @@ fn options_that_make_no_sense() {
     check(&["vmf", "fit", &rows, "--labels", &good, "--label-names", &names], &["names.json", "label 2 has no name"]);
     let names = folder.file("broken.json", "[");
     check(&["vmf", "fit", &rows, "--labels", &good, "--label-names", &names], &["broken.json", "not JSON"]);
+    let each =
+        folder.npy("each.npy", "<i4", false, "(4100,)", &(0..4100i32).flat_map(i32::to_le_bytes).collect::<Vec<_>>());
+    let tall = folder.rows("tall.npy", 2, &some_rows(4100, 2));
+    let args = ["vmf", "fit", &tall, "--labels", &each, "--components", "4100"];
+    check(&args, &["each.npy", "4100 different labels", "at most 4092"]);
     check(&["vmf", "fit", &rows, "--weights", &short], &["39 weights, expected 40"]);
     let negative = folder.npy("negative.npy", "<f8", false, "(40,)", &[-0.5f64; 40].map(f64::to_le_bytes).concat());
     check(&["vmf", "fit", &rows, "--weights", &negative], &["weight 0 is -0.5"]);
@@ -529,6 +560,15 @@ fn models_and_tables_that_do_not_fit() {
     for (name, content) in [("cut.json", &text[..text.len() / 2]), ("list.json", "[1]"), ("else.json", r#"{"a": 1}"#)] {
         let bad = folder.file(name, content);
         check(&["vmf", "sample", "--model", &bad, "-n", "3", "--out", &out], &[name, "not a model"]);
+    }
+    for (name, bad, word) in [
+        ("n.json", text.replacen("\"n\":", "\"n\":-", 1), "n is not"),
+        ("r.json", text.replacen("\"resultant_length\":0", "\"resultant_length\":7", 1), "resultant_length"),
+        ("center.json", text.replacen('{', "{\"center\":[0,0,0,0,0,1.5],", 1), "center"),
+    ] {
+        assert_ne!(bad, text);
+        let bad = folder.file(name, bad);
+        check(&["vmf", "sample", "--model", &bad, "-n", "3", "--out", &out], &[name, "not a model", word]);
     }
     check(&["vmf", "sample", "--model", &model, "-n", "0", "--out", &out], &["from 1 up"]);
     check(&["vmf", "sample", "--model", &model, "-n", "1000000000000000", "--out", &out], &["free memory"]);
@@ -557,6 +597,27 @@ fn models_and_tables_that_do_not_fit() {
     complains(&folder, &["bessel", "log_jv", &fine, "--out", &out], &["log_jv", "log_iv"]);
     complains(&folder, &["bessel", "log_iv", &fine, "--dtype", "f16", "--out", &out], &["f16", "f32, f64"]);
     complains(&folder, &["bessel", "log_iv", &fine], &["--out"]);
+}
+
+/// Bad input is found before a device is opened, so that no driver adds a line.
+#[test]
+fn drivers_do_not_speak_first() {
+    let folder = Folder::new();
+    let mut hostile = some_rows(40, 6);
+    hostile[17 * 6] = f32::NAN;
+    let (rows, out) = (folder.rows("nan.npy", 6, &hostile), folder.path("out"));
+    let model = folder.path("m.json");
+    json(&["vmf", "fit", &folder.rows("x.npy", 6, &some_rows(40, 6)), "--model", &model]);
+    let table = folder.file("bad.csv", "v,x\n1,2\n1,-2\n");
+    for (args, word) in [
+        (&["vmf", "fit", &rows][..], "row 17"),
+        (&["vmf", "fit", &rows, "--components", "2"][..], "row 17"),
+        (&["vmf", "fit", &rows, "--components", "2", "--stream"][..], "row 17"),
+        (&["vmf", "score", &rows, "--model", &model, "--out", &out][..], "row 17"),
+        (&["bessel", "log_iv", &table, "--out", &out][..], "line 3"),
+    ] {
+        complains_of(&folder, command(args).env_remove("ORTHANT_DEVICE"), &[word]);
+    }
 }
 
 /// No command writes what it reads, whatever the file is called.
@@ -603,14 +664,24 @@ fn inputs_are_never_overwritten() {
 fn a_gpu_or_one_line() {
     let folder = Folder::new();
     let rows = folder.rows("x.npy", 6, &some_rows(40, 6));
-    let output = run(&["vmf", "fit", &rows, "--components", "2", "--device", "gpu", "--json"]);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() {
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert!(!report["device"].as_str().unwrap().starts_with("CPU"), "{report}");
-    } else {
-        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{stderr}");
-        assert!(stderr.contains("no GPU"), "{stderr}");
+    let (model, out) = (folder.path("m.json"), folder.path("out.npy"));
+    json(&["vmf", "fit", &rows, "--model", &model]);
+    for (args, on_cpu) in [
+        (&["vmf", "fit", &rows, "--components", "2"][..], false),
+        (&["vmf", "fit", &rows][..], false),
+        (&["vmf", "score", &rows, "--model", &model, "--out", &out][..], false),
+        (&["vmf", "sample", "--model", &model, "-n", "3", "--out", &out][..], true),
+    ] {
+        let output = run(&[args, &["--device", "gpu", "--json"]].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() {
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(report["device"].as_str().unwrap().starts_with("CPU"), on_cpu, "{report}");
+            assert_eq!(stderr.contains("on the CPU, not on"), on_cpu, "{stderr}");
+        } else {
+            assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{stderr}");
+            assert!(stderr.contains("no GPU"), "{stderr}");
+        }
     }
 }
 

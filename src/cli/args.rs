@@ -109,7 +109,8 @@ pub enum Vmf {
 
 #[derive(Args)]
 pub struct Fit {
-    /// Rows to fit: .npy, .npz, .safetensors or .csv, float16, float32 or float64; every row is scaled to unit length
+    /// Rows to fit: .npy, .npz, .safetensors or .csv, float16, float32 or float64; every row is scaled to unit length.
+    /// The first line of a .csv is names if no field of it is a number, else data
     pub rows: PathBuf,
     /// Which array of an .npz or .safetensors file
     #[arg(long, value_name = "NAME")]

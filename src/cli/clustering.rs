@@ -2,7 +2,15 @@
 //!
 //! Own few lines: no kept-up Rust crate has the three. Tested against scikit-learn 1.9's values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Pairs of component and label that are counted at most: 128 MiB of counts.
+pub const MAX_CELLS: usize = 1 << 24;
+
+/// How many different labels there are.
+pub fn distinct(labels: &[i64]) -> usize {
+    labels.iter().collect::<BTreeSet<_>>().len()
+}
 
 /// How many rows each (component, label) pair has.
 pub struct Confusion {

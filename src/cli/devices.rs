@@ -1,5 +1,6 @@
 //! `orthant devices`, and opening the device of every other command.
 
+use std::io::Write;
 use std::time::Instant;
 
 use orthant::{AdapterInfo, Device};
@@ -20,6 +21,22 @@ pub fn open(choice: Option<DeviceChoice>) -> anyhow::Result<Device> {
             Some(adapter) => Device::gpu_at(adapter.index).in_line(),
             None => Ok(Device::cpu()),
         },
+    }
+}
+
+/// The CPU, for work that only it does here: a line on stderr says so of a GPU that is there.
+pub fn instead(gpu: &Device, what: &str) -> Device {
+    let _ = writeln!(std::io::stderr(), "orthant: {what} on the CPU, not on {gpu}");
+    Device::cpu()
+}
+
+/// The CPU, for work that only it does here. What `--device` or ORTHANT_DEVICE asks for must be there all the same; nothing is opened to
+/// find what `auto` would be.
+pub fn cpu_for(choice: Option<DeviceChoice>, what: &str) -> anyhow::Result<Device> {
+    let variable = std::env::var("ORTHANT_DEVICE").unwrap_or_default();
+    match (choice, variable.as_str()) {
+        (Some(DeviceChoice::Auto | DeviceChoice::Cpu), _) | (None, "" | "auto" | "cpu") => Ok(Device::cpu()),
+        _ => Ok(instead(&open(choice)?, what)),
     }
 }
 

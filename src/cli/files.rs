@@ -8,7 +8,7 @@ mod table;
 
 use std::path::Path;
 
-pub use array::{RawArray, open_file};
+pub use array::{Dtype, RawArray, open_file};
 pub use matrix::{Matrix, Scalar};
 pub use npy::{write_header, write_npy};
 pub use table::one_line as csv_error;

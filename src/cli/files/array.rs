@@ -101,10 +101,18 @@ impl RawArray {
         }
     }
 
+    /// How many bytes the elements take, where these are numbers and 2^64 is enough.
+    pub fn bytes(&self) -> Option<u64> {
+        let bytes = self.dtype.bytes()? as u64;
+        self.shape.iter().try_fold(bytes, |product, n| product.checked_mul(*n as u64))
+    }
+
     /// Refuses an array whose elements do not all lie within the `available` bytes of the file.
     pub fn check_length(&self, available: u64) -> anyhow::Result<()> {
-        let Some(bytes) = self.dtype.bytes() else { return Ok(()) };
-        let needed = self.shape.iter().try_fold(bytes as u64, |product, n| product.checked_mul(*n as u64));
+        if self.dtype == Dtype::Other {
+            return Ok(());
+        }
+        let needed = self.bytes();
         match needed {
             Some(needed) if needed <= available => Ok(()),
             _ => Err(bad(

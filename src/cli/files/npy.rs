@@ -8,11 +8,12 @@ use npyz::{DType, Endianness, NpyHeader, Order, TypeChar, WriterBuilder};
 use super::array::{Body, Dtype, RawArray, open_file};
 use super::choose;
 use crate::cli::complaint::{InFile, bad, reason};
+use crate::cli::memory;
 
 pub fn open_npy(path: &Path) -> anyhow::Result<RawArray> {
     let (file, length) = open_file(path)?;
     let mut reader = BufReader::new(file);
-    let header = NpyHeader::from_reader(&mut reader).map_err(|error| {
+    let header = read_header(&mut reader).map_err(|error| {
         bad(path.display(), format!("not a .npy file, or truncated in its header ({})", reason(&error)))
     })?;
     let offset = reader.stream_position().in_file(path)?;
@@ -30,14 +31,55 @@ pub fn open_npz(path: &Path, name: Option<&str>) -> anyhow::Result<RawArray> {
     let mut names: Vec<String> = archive.array_names().map(str::to_string).collect();
     names.sort();
     let name = choose(path, &names, name)?;
-    let array = archive.by_name(name).map_err(in_archive)?.ok_or_else(|| bad(path.display(), "the array is gone"))?;
-    let header = array.header().clone();
-    let mut bytes = Vec::new();
-    array.into_inner().read_to_end(&mut bytes).map_err(in_archive)?;
-    let length = bytes.len() as u64;
-    let array = describe(path, &header, Body::Memory(bytes));
-    array.check_length(length)?;
+    let entry = archive.zip_archive().by_name(&npyz::npz::file_name_from_array_name(name));
+    let mut entry = entry.map_err(|error| in_archive(std::io::Error::other(error.to_string())))?;
+    let header = read_header(&mut entry).map_err(in_archive)?;
+    let mut array = describe(path, &header, Body::Memory(Vec::new()));
+    // Not what the archive says it unpacks to, which may be anything, but what the array has.
+    let needed = array.bytes().unwrap_or(0);
+    let mut bytes = memory::reserve(needed).ok_or_else(|| {
+        bad(
+            path.display(),
+            format!("{name} has {needed} bytes, more than the free memory; a .npy file is read from disk"),
+        )
+    })?;
+    entry.take(needed).read_to_end(&mut bytes).map_err(in_archive)?;
+    array.check_length(bytes.len() as u64)?;
+    array.body = Body::Memory(bytes);
     Ok(array)
+}
+
+/// A header may be this long; NumPy itself reads 10000 bytes.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
+
+/// The header, after a look at its numbers: npyz multiplies the axes without a check.
+fn read_header(from: &mut impl Read) -> std::io::Result<NpyHeader> {
+    let invalid = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_string());
+    let mut header = vec![0; 10];
+    from.read_exact(&mut header)?;
+    let mut length = u64::from(u16::from_le_bytes([header[8], header[9]]));
+    if header[6] > 1 {
+        let mut high = [0; 2];
+        from.read_exact(&mut high)?;
+        length += u64::from(u16::from_le_bytes(high)) << 16;
+        header.extend_from_slice(&high);
+    }
+    if !header.starts_with(b"\x93NUMPY") || length > MAX_HEADER_BYTES {
+        return Err(invalid("no header"));
+    }
+    let start = header.len();
+    if from.take(length).read_to_end(&mut header)? as u64 != length {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    let text = String::from_utf8_lossy(&header[start..]);
+    let numbers =
+        text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| word.starts_with(char::is_numeric));
+    // Of the shape, and of nothing else in the header of an array of numbers; an axis of 0 hides no other.
+    numbers
+        .map(|word| word.trim_end_matches('L').parse::<u64>().ok())
+        .try_fold(1u64, |product, n| product.checked_mul(n?.max(1)))
+        .ok_or_else(|| invalid("the shape has more than 2^64 elements"))?;
+    NpyHeader::from_reader(header.as_slice())
 }
 
 fn describe(path: &Path, header: &NpyHeader, body: Body) -> RawArray {

@@ -1,9 +1,10 @@
-//! A `.csv` of numbers: a line a row, with or without a line of names first; one column is a vector.
+//! A `.csv` of numbers: a line a row, with or without a line of names first (which has no number in it); one column is a vector.
 
 use std::path::Path;
 
 use super::array::{Body, Dtype, RawArray, open_file};
 use crate::cli::complaint::bad;
+use crate::cli::memory;
 
 pub fn open(path: &Path) -> anyhow::Result<RawArray> {
     let (file, _) = open_file(path)?;
@@ -13,7 +14,8 @@ pub fn open(path: &Path) -> anyhow::Result<RawArray> {
         .trim(csv::Trim::All)
         .comment(Some(b'#'))
         .from_reader(file);
-    let (mut bytes, mut columns, mut rows) = (Vec::new(), None, 0);
+    let (mut bytes, mut columns, mut rows) = (Vec::<u8>::new(), None, 0);
+    let most = memory::available().unwrap_or(u64::MAX);
     for (i, record) in reader.records().enumerate() {
         let record = record.map_err(|error| bad(path.display(), one_line(&error)))?;
         let line = record.position().map_or(0, |position| position.line());
@@ -24,6 +26,11 @@ pub fn open(path: &Path) -> anyhow::Result<RawArray> {
         let expected = *columns.get_or_insert(record.len());
         if record.len() != expected {
             return Err(bad(path.display(), format!("line {line} has {} values, expected {expected}", record.len())));
+        }
+        if bytes.len() as u64 > most || bytes.try_reserve(8 * record.len()).is_err() {
+            let what =
+                format!("up to line {line} it has more numbers than the free memory; a .npy file is read from disk");
+            return Err(bad(path.display(), what));
         }
         for field in &record {
             let x: f64 =

@@ -12,11 +12,11 @@ use super::model::{self, Model};
 use super::prepared::Prepared;
 use super::report::{self, Fitted, Summary};
 use crate::cli::args::Fit;
-use crate::cli::clustering::Confusion;
+use crate::cli::clustering::{self, Confusion};
 use crate::cli::complaint::{InFile, bad};
 use crate::cli::files::{self, Matrix};
 use crate::cli::output::{Outputs, print};
-use crate::cli::{devices, plot, progress};
+use crate::cli::{devices, memory, plot, progress};
 
 pub fn run(args: &Fit) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -28,6 +28,14 @@ pub fn run(args: &Fit) -> anyhow::Result<()> {
     let labels =
         args.labels.as_ref().map(|path| Labels::read(path, args.label_names.as_deref(), matrix.rows())).transpose()?;
     let weights = args.weights.as_ref().map(|path| read_weights(path, matrix.rows())).transpose()?;
+    if let (Some(path), Some(labels)) = (&args.labels, &labels) {
+        let (distinct, components) = (clustering::distinct(&labels.values), args.components.unwrap_or(1));
+        if distinct.saturating_mul(components) > clustering::MAX_CELLS {
+            let most = clustering::MAX_CELLS / components;
+            let what = format!("{distinct} different labels, expected at most {most} with {components} components");
+            return Err(bad(path.display(), what));
+        }
+    }
     let read = [Some(&args.rows), args.labels.as_ref(), args.label_names.as_ref(), args.weights.as_ref()];
     let mut outputs = Outputs::beside(read.into_iter().flatten());
     for path in [&args.model, &args.assign, &args.plot].into_iter().flatten() {
@@ -40,7 +48,7 @@ pub fn run(args: &Fit) -> anyhow::Result<()> {
         rows.center = Some(&stats.resultant() / stats.weight());
     }
     let (fitted, device) = match args.components {
-        None => (fit_one(&rows, weights.as_ref())?, Device::cpu()),
+        None => fit_one(args, &rows, weights.as_ref())?,
         Some(_) => fit_mixture(args, &rows, weights.as_ref())?,
     };
 
@@ -83,12 +91,22 @@ pub fn run(args: &Fit) -> anyhow::Result<()> {
     print(&if args.common.json { report::json(&summary, seconds)? } else { report::text(&summary, seconds) })
 }
 
-/// One pass over the file in f64 on the CPU, whatever the device: reading takes longer than adding.
-fn fit_one(rows: &Prepared, weights: Option<&Array1<f64>>) -> anyhow::Result<Fitted> {
+/// On the CPU one pass over the file in f64; on a GPU in f32, from memory.
+fn fit_one(args: &Fit, rows: &Prepared, weights: Option<&Array1<f64>>) -> anyhow::Result<(Fitted, Device)> {
     let path = rows.matrix.path();
-    let vmf = Vmf::from_stats(&rows.stats(weights.map(|w| w.view()))?).in_file(path)?;
+    rows.check_first()?;
+    let mut device = devices::open(args.common.device)?;
+    if !device.is_cpu() && (args.stream || weights.is_some() || !fits_memory(rows.matrix)) {
+        device = devices::instead(&device, "one distribution of weighted or streamed rows is fitted");
+    }
+    let vmf = if device.is_cpu() {
+        Vmf::from_stats(&rows.stats(weights.map(|w| w.view()))?).in_file(path)?
+    } else {
+        device.tensor_from(rows.load()?).and_then(|rows| Vmf::fit(&rows)).in_file(path)?
+    };
     let log_likelihood = vmf.log_normalizer() + vmf.kappa() * vmf.resultant_length();
-    Ok(Fitted { assigned: vec![0; rows.matrix.rows()], model: Model::One(vmf), trace: vec![log_likelihood] })
+    let assigned = vec![0; rows.matrix.rows()];
+    Ok((Fitted { assigned, model: Model::One(vmf), trace: vec![log_likelihood] }, device))
 }
 
 /// By EM, on the device that the command line asks for.
@@ -103,6 +121,7 @@ fn fit_mixture(args: &Fit, rows: &Prepared, weights: Option<&Array1<f64>>) -> an
     let mut assigned = Vec::new();
     if streamed {
         assigned.resize(rows.matrix.rows(), 0);
+        rows.check_first()?;
         device = devices::open(args.common.device)?;
         mixture = with_progress(args, |options| VmfMixture::fit_source(&device, rows, &options)).in_file(path)?;
         let bar = progress::bar(rows.rows() as u64, "assigning", "rows");
@@ -180,7 +199,7 @@ fn with_progress<R>(args: &Fit, fit: impl FnOnce(MixtureOptions) -> R) -> R {
 /// Whether the rows as f32 take at most half of the memory that is free; unknown memory is taken to be enough.
 fn fits_memory(matrix: &Matrix) -> bool {
     let needed = matrix.rows() as u128 * matrix.dim() as u128 * 4;
-    super::available_memory().is_none_or(|available| needed <= u128::from(available / 2))
+    memory::available().is_none_or(|available| needed <= u128::from(available / 2))
 }
 
 fn read_weights(path: &Path, rows: usize) -> anyhow::Result<Array1<f64>> {

@@ -68,6 +68,13 @@ impl Prepared<'_> {
         Ok(all)
     }
 
+    /// Reads and checks the first block: before a device is opened, whose drivers may print lines of their own.
+    pub fn check_first(&self) -> anyhow::Result<()> {
+        let Some((first, end)) = self.blocks::<f32>().next() else { return Ok(()) };
+        let mut block = Array2::<f32>::zeros((end - first, self.matrix.dim()));
+        self.read(first, block.view_mut()).in_file(self.matrix.path())
+    }
+
     /// The sufficient statistics of all rows, read once in blocks; in f64 where the file is.
     pub fn stats(&self, weights: Option<ArrayView1<'_, f64>>) -> anyhow::Result<VmfStats> {
         if self.matrix.is_f64() { self.stats_in::<f64>(weights) } else { self.stats_in::<f32>(weights) }

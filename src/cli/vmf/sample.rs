@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use orthant::Device;
 use serde_json::json;
 
 use super::model;
@@ -10,6 +9,7 @@ use crate::cli::args::Sample;
 use crate::cli::complaint::bad;
 use crate::cli::files;
 use crate::cli::output::{Outputs, print};
+use crate::cli::{devices, memory};
 
 pub fn run(args: &Sample) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -17,14 +17,15 @@ pub fn run(args: &Sample) -> anyhow::Result<()> {
     let mut outputs = Outputs::beside([&args.model]);
     outputs.claim(&args.out)?;
     let needed = args.number as u128 * model.dim() as u128 * 4;
-    if needed > u128::from(super::available_memory().unwrap_or(u64::MAX >> 1)) {
+    if needed > u128::from(memory::available().unwrap_or(u64::MAX >> 1)) {
         return Err(bad(
             "-n",
             format!("{} rows of {} need {needed} bytes, more than the free memory", args.number, model.dim()),
         ));
     }
 
-    // Sampling runs on the CPU: it is rejection and serial random numbers.
+    // It is rejection and serial random numbers.
+    let device = devices::cpu_for(args.common.device, "samples are drawn")?;
     let rows = model.sample(args.number, args.seed);
     outputs.stage(&args.out, |out| {
         let shape = [args.number as u64, model.dim() as u64];
@@ -32,7 +33,7 @@ pub fn run(args: &Sample) -> anyhow::Result<()> {
     })?;
     outputs.commit()?;
 
-    let (device, seconds) = (Device::cpu().to_string(), start.elapsed().as_secs_f64());
+    let (device, seconds) = (device.to_string(), start.elapsed().as_secs_f64());
     if args.common.json {
         let report = json!({
             "rows": args.number, "dim": model.dim(), "seed": args.seed, "centered": center.is_some(), "out": args.out,

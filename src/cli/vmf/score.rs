@@ -57,8 +57,7 @@ fn score<T: Scalar + Rows<Score = T> + Into<f64> + npyz::AutoSerialize + npyz::S
 ) -> anyhow::Result<(f64, Device)> {
     let matrix = rows.matrix;
     let bar = progress::bar(matrix.rows() as u64, "scoring", "rows");
-    // One distribution runs on the CPU, whatever the device: reading takes longer.
-    let mut device = matches!(model, Model::One(_)).then(Device::cpu);
+    let mut device = None;
     let mut sum = 0.0;
     outputs.stage(&args.out, |out| {
         files::write_header::<T>(out, &[matrix.rows() as u64])?;
@@ -68,6 +67,9 @@ fn score<T: Scalar + Rows<Score = T> + Into<f64> + npyz::AutoSerialize + npyz::S
             let device = match &mut device {
                 Some(device) => device,
                 // Read and checked first: drivers may print lines of their own when a device is opened.
+                none if T::DTYPE == files::Dtype::F64 => {
+                    none.insert(devices::cpu_for(args.common.device, "densities in f64 are computed")?)
+                }
                 none => none.insert(devices::open(args.common.device)?),
             };
             let values = device.tensor_from(block).and_then(|rows| model.log_density(&rows)).in_file(matrix.path())?;
