@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::kappa::{self, MAX_KAPPA, Resultant, solve_kappa};
-use super::on_gpu::{self, Terms};
+use super::on_gpu::{self, GpuRows, Terms};
 use super::rows::{self, FromF64, Rows};
 use super::stats::VmfStats;
 use super::{files, reduce};
@@ -241,10 +241,10 @@ impl Vmf {
             let mean = rows.device().tensor_from(mean)?;
             let terms = Terms::new(&[self.kappa], &[log_normalizer]);
             let step = on_gpu::chunk_rows(self.dim(), 1);
+            let source = GpuRows::Themselves(rows);
             let mut parts = Vec::new();
             for first in (0..rows.shape()[0]).step_by(step) {
-                let range = first..(first + step).min(rows.shape()[0]);
-                let unit = block_on(on_gpu::unit_rows(rows, range, None))?;
+                let unit = source.unit(first..(first + step).min(rows.shape()[0]), None)?;
                 parts.push(on_gpu::posterior(&unit, &mean, &terms, None, false)?.scores);
             }
             return Ok(Tensor::concatenate(rows.device(), &parts)?.of());

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use ndarray::{ArrayView2, Ix1, Ix2};
+use ndarray::{Array2, ArrayView2, Ix1, Ix2};
 
-use super::rows::Rows;
+use super::rows::{Rows, inverse_norm};
 use crate::kernels::{Posterior, matmul, mixture_posterior, normalize_rows};
 use crate::{Device, Result, Tensor};
 
@@ -16,18 +16,36 @@ pub(crate) fn chunk_rows(dim: usize, components: usize) -> usize {
     (CHUNK / dim.max(components)).clamp(256, 1 << 20)
 }
 
-/// Unit rows of a tensor on a GPU, from `range`, (n, d) f32. f64 rows are rounded to f32 on the way, through the host.
-pub(crate) async fn unit_rows<T: Rows>(
-    rows: &Tensor<T, Ix2>,
-    range: Range<usize>,
-    weights: Option<&Tensor<f32, Ix1>>,
-) -> Result<Tensor<f32, Ix2>> {
-    if T::NAME == "f64" {
+/// The rows of a tensor on a GPU as its kernels take them.
+pub(crate) enum GpuRows<'a, T: Rows> {
+    Themselves(&'a Tensor<T, Ix2>),
+    /// f64 rows.
+    Rounded(Tensor<f32, Ix2>),
+}
+
+impl<'a, T: Rows> GpuRows<'a, T> {
+    /// f64 rows are rounded to f32 through the host, once, at unit length: f32 may not hold theirs.
+    pub(crate) async fn new(rows: &'a Tensor<T, Ix2>) -> Result<Self> {
+        if T::NAME != "f64" {
+            return Ok(Self::Themselves(rows));
+        }
         let wide = rows.to_array_async().await?;
-        let narrow = rows.device().tensor_from(wide.mapv(|value| value.wide() as f32))?;
-        return Ok(normalize_rows::on_gpu(&narrow, range, weights, None)?.0);
+        let mut narrow = Array2::zeros(wide.raw_dim());
+        for (mut narrow, wide) in narrow.outer_iter_mut().zip(wide.outer_iter()) {
+            // A row that has no unit vector stays as it is, for the kernel to name unless its weight is 0.
+            let factor = wide.as_slice().and_then(|row| inverse_norm("normalize_rows", row, 0).ok()).unwrap_or(1.0);
+            narrow.zip_mut_with(&wide, |narrow, &value| *narrow = (value.wide() * factor) as f32);
+        }
+        Ok(Self::Rounded(rows.device().tensor_from(narrow)?))
     }
-    Ok(normalize_rows::on_gpu(rows, range, weights, None)?.0)
+
+    /// Unit rows from `range`, (n, d).
+    pub(crate) fn unit(&self, range: Range<usize>, weights: Option<&Tensor<f32, Ix1>>) -> Result<Tensor<f32, Ix2>> {
+        Ok(match self {
+            Self::Themselves(rows) => normalize_rows::on_gpu(rows, range, weights, None)?.0,
+            Self::Rounded(rows) => normalize_rows::on_gpu(rows, range, weights, None)?.0,
+        })
+    }
 }
 
 /// Rows just read, of which the first has number `first` in messages, on the device at unit length.

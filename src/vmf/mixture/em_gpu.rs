@@ -7,7 +7,7 @@ use crate::kernels::column_sums::blend;
 use crate::kernels::matmul::matmul_add;
 use crate::kernels::normalize_rows;
 use crate::kernels::{PosteriorSummary, mixture_summary};
-use crate::vmf::on_gpu::{Terms, chunk_rows, posterior, unit, unit_rows};
+use crate::vmf::on_gpu::{GpuRows, Terms, chunk_rows, posterior, unit};
 use crate::vmf::rows::{RowSource, Rows};
 use crate::{Device, Result, Tensor};
 
@@ -49,6 +49,7 @@ impl<'a> OnGpu<'a> {
     ) -> Result<Self> {
         let (count, dim) = (rows.shape()[0], rows.shape()[1]);
         let step = batch.unwrap_or(usize::MAX).min(chunk_rows(dim, components));
+        let source = GpuRows::new(rows).await?;
         let mut chunks = Vec::new();
         for batch_first in (0..count).step_by(batch.unwrap_or(count).max(1)) {
             let batch_end = batch.map_or(count, |batch| (batch_first + batch).min(count));
@@ -61,7 +62,7 @@ impl<'a> OnGpu<'a> {
                         Some(rows.device().tensor(&weights)?)
                     }
                 };
-                let unit = unit_rows(rows, range, weights.as_ref()).await?;
+                let unit = source.unit(range, weights.as_ref())?;
                 chunks.push(Chunk { first, unit, weights });
             }
         }
@@ -140,6 +141,7 @@ impl Backend for OnGpu<'_> {
 
     async fn step(&mut self, pass: Pass<'_>) -> Result<Summary> {
         let k = self.components;
+        debug_assert!(self.current().checks().is_empty() && self.sums.iter().all(|sums| sums.checks().is_empty()));
         let terms = Terms::new(&pass.densities.kappa[..k], &pass.densities.bias[..k]);
         let mut sums: Tensor<f32, Ix2> = self.device.zeros((k, self.dim))?;
         let mut parts = Vec::new();
@@ -188,6 +190,14 @@ impl Backend for OnGpu<'_> {
             rest = after;
             taken
         };
+        // The wait has checked all that these were made from; what comes after them need not ask again.
+        self.sums = self.sums.take().map(Tensor::verified);
+        self.next = self.next.take().map(Tensor::verified);
+        if let Data::Resident(chunks) = &mut self.data {
+            for chunk in chunks.iter_mut().filter(|chunk| pass.rows.contains(&chunk.first)) {
+                chunk.unit = chunk.unit.clone().verified();
+            }
+        }
         let float = |&bits: &u32| f64::from(f32::from_bits(bits));
         let lengths = take(k).iter().map(float).collect();
         let mut summary = Summary { mass: vec![0.0; k], sizes: vec![0; k], lengths, ..Summary::default() };

@@ -9,7 +9,7 @@ use super::chunks::{Chunks, Memory, Streamed, chunk_rows};
 use super::em_cpu::{Evaluated, each_chunk};
 use crate::gpu::block_on;
 use crate::kernels::Posterior;
-use crate::vmf::on_gpu::{self, Terms};
+use crate::vmf::on_gpu::{self, GpuRows, Terms};
 use crate::vmf::rows::{RowSource, Rows};
 use crate::{Device, Element, Error, Result, Tensor};
 
@@ -133,10 +133,10 @@ impl VmfMixture {
         let (means, terms) = self.on_device(rows.device())?;
         let step = on_gpu::chunk_rows(self.dim(), self.components().len());
         let mut parts = Vec::new();
+        // Only rows of f64, which have to be rounded on the host, make this wait.
+        let source = block_on(GpuRows::new(rows))?;
         for first in (0..rows.shape()[0]).step_by(step) {
-            // Only rows of f64, which have to be rounded on the host, make this wait.
-            let range = first..(first + step).min(rows.shape()[0]);
-            let unit = block_on(on_gpu::unit_rows(rows, range, None))?;
+            let unit = source.unit(first..(first + step).min(rows.shape()[0]), None)?;
             parts.push(part(on_gpu::posterior(&unit, &means, &terms, None, false)?));
         }
         Tensor::concatenate(rows.device(), &parts)
