@@ -449,3 +449,29 @@ fn a_distribution_survives_its_file() {
     assert!(matches!(Vmf::load(folder.path().join("none")), Err(Error::Io { .. })));
     assert!(matches!(fitted.save(folder.path().join("no/such/folder")), Err(Error::Io { .. })));
 }
+
+#[test]
+fn weights_of_any_scale_merge_and_fit() {
+    let rows =
+        Array2::from_shape_fn((40, 7), |(i, j)| ((i * 7 + j) as f64 * 0.37).sin() + if j == 0 { 2.0 } else { 0.0 });
+    let stats = |weight: f64| {
+        let mut stats = VmfStats::new(7).expect("stats");
+        stats.push_weighted(rows.view(), Array1::from_elem(40, weight).view()).map(|()| stats)
+    };
+    let expected = Vmf::from_stats(&stats(1.0).expect("sums")).expect("a fit");
+    for weight in [1e300, 1e160, 1e-160, 1e-300] {
+        let fitted = Vmf::from_stats(&stats(weight).expect("sums")).expect("a fit");
+        // sums of other values: a few roundings, times (d - 1) / (1 - R) of about 50
+        assert!((fitted.kappa() / expected.kappa() - 1.0).abs() < 1e-12, "weight {weight}: {}", fitted.kappa());
+        assert!(fitted.mean_direction().dot(&expected.mean_direction()) > 1.0 - 1e-14);
+        assert!((fitted.n() / weight - 40.0).abs() < 1e-12 * 40.0);
+    }
+    let mut merged = stats(1e200).expect("sums");
+    merged.merge(&stats(1.0).expect("sums")).expect("merged");
+    assert_eq!(merged.weight(), stats(1e200).expect("sums").weight(), "1 of 1e200 is nothing");
+    assert!(matches!(stats(1e308), Err(Error::Argument { quantity: "weights", .. })));
+    let mut heavy = stats(2e306).expect("sums");
+    let before = heavy.clone();
+    assert!(matches!(heavy.merge(&before), Err(Error::Argument { quantity: "weights", .. })));
+    assert_eq!(heavy, before, "nothing is added");
+}

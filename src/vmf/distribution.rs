@@ -140,6 +140,11 @@ impl Vmf {
         }
         let resultant = stats.mean_resultant();
         let mut mean_direction = stats.resultant().to_vec();
+        let largest = mean_direction.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
+        if largest > 0.0 && !(1e-150..1e150).contains(&largest) {
+            // so are the weights: squares would leave f64's range
+            mean_direction.iter_mut().for_each(|value| *value /= largest);
+        }
         match rows::inverse_norm(PLACE, &mean_direction, 0) {
             Ok(factor) => mean_direction.iter_mut().for_each(|value| *value *= factor),
             Err(_) => {

@@ -90,7 +90,7 @@ impl VmfStats {
     /// Adds `rows`, (n, dim), with `weights`, (n). A row of weight 0 is skipped unseen; weight 2 counts as the row twice.
     ///
     /// # Errors
-    /// As [`VmfStats::push`]; [`Error::Domain`] also for a weight that is negative or not finite.
+    /// As [`VmfStats::push`]; [`Error::Domain`] also for a weight that is negative or not finite, [`Error::Argument`] for sums that are not.
     pub fn push_weighted<T: Rows>(&mut self, rows: ArrayView2<'_, T>, weights: ArrayView1<'_, f64>) -> Result<()> {
         let weights = weights.as_standard_layout();
         self.add(rows, Some(weights.as_slice().unwrap_or(&[])))
@@ -116,7 +116,9 @@ impl VmfStats {
                 Ok(part)
             })
             .collect();
-        self.absorb(parts?);
+        let parts = parts?;
+        check_sums(std::iter::once(&*self).chain(&parts))?;
+        self.absorb(parts);
         Ok(())
     }
 
@@ -205,12 +207,13 @@ impl VmfStats {
     /// Adds the rows that `other` has seen.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the dimensions differ.
+    /// [`Error::Shape`] if the dimensions differ; [`Error::Argument`] for sums that are not finite.
     pub fn merge(&mut self, other: &VmfStats) -> Result<()> {
         if self.dim() != other.dim() {
             let expected = format!("[{}]", self.dim());
             return Err(Error::Shape { place: PLACE, quantity: "other", expected, found: vec![other.dim()] });
         }
+        check_sums([&*self, other])?;
         self.plus(other);
         Ok(())
     }
@@ -240,8 +243,7 @@ impl VmfStats {
         if self.weight == 0.0 {
             return Resultant::new(0.0);
         }
-        let squared: f64 = super::reduce::squared_norm_f64(&self.resultant);
-        let length = squared.sqrt();
+        let length = length(&self.resultant);
         // what the sums themselves cannot tell from 0 is 0: identical rows have no spread
         let complement = (self.weight - length) / self.weight;
         let floor = 16.0 * f64::EPSILON;
@@ -250,6 +252,31 @@ impl VmfStats {
         }
         Resultant { length: length / self.weight, complement }
     }
+}
+
+/// An error where the sum of `parts` overflows. No sum of rows is longer than their weight, so half of f64's range is enough for all.
+fn check_sums<'a>(parts: impl IntoIterator<Item = &'a VmfStats>) -> Result<()> {
+    let mut weight = 0.0;
+    let mut finite = true;
+    for part in parts {
+        weight += part.weight;
+        finite &= part.resultant.iter().all(|value| value.is_finite());
+    }
+    if finite && weight <= f64::MAX / 2.0 {
+        return Ok(());
+    }
+    let expected = "weights with a finite sum".into();
+    Err(Error::Argument { place: PLACE, quantity: "weights", expected, found: format!("a sum of {weight:e}") })
+}
+
+/// |vector|, also where its square overflows or underflows.
+fn length(vector: &[f64]) -> f64 {
+    let squared = super::reduce::squared_norm_f64(vector);
+    let largest = vector.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
+    if (1e-280..1e300).contains(&squared) || largest == 0.0 {
+        return squared.sqrt();
+    }
+    largest * vector.iter().map(|value| (value / largest).powi(2)).sum::<f64>().sqrt()
 }
 
 /// Rows of a segment.
