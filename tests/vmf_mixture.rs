@@ -299,11 +299,95 @@ fn degenerate_data_gives_a_model_all_the_same() {
             assert!(mixture.components().iter().all(|c| c.weight.is_finite() && c.kappa.is_finite()));
             let labels = predict(&mixture, rows);
             assert!(labels.iter().all(|&label| (label as usize) < k));
+            assert_survives(&mixture);
         }
+    }
+    // components that are empty until the last iteration are seeded again in it
+    let identical = rows.select(Axis(0), &[0; 50]);
+    for iterations in 1..=5 {
+        let options = MixtureOptions::new(20).max_iterations(iterations);
+        assert_survives(&VmfMixture::fit(&tensor(&identical), &options).expect("a fit"));
     }
     let capped = VmfMixture::fit(&tensor(&one), &MixtureOptions::new(1).max_kappa(1000.0)).expect("a fit");
     assert_eq!(capped.components()[0].kappa, 1000.0);
     assert!(capped.converged());
+}
+
+/// The weights add up to 1, and the model's own loader takes it.
+fn assert_survives(mixture: &VmfMixture) {
+    let weights: f64 = mixture.components().iter().map(|component| component.weight).sum();
+    assert!((weights - 1.0).abs() < 1e-9, "weights add up to {weights}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("mixture.json");
+    mixture.save(&path).expect("saved");
+    let loaded = VmfMixture::load(&path).expect("loaded");
+    for (a, b) in loaded.components().iter().zip(mixture.components()) {
+        assert_eq!(a.kappa_relative_error, b.kappa_relative_error);
+    }
+}
+
+#[test]
+fn a_kappa_that_is_only_a_cap_has_no_error_bar() {
+    let (rows, _) = clusters(3, 6, 1, 50.0, 16);
+    let error = |rows: &Array2<f32>, options: MixtureOptions| {
+        let mixture = VmfMixture::fit(&tensor(rows), &options).expect("a fit");
+        assert_survives(&mixture);
+        mixture.components()[0].kappa_relative_error
+    };
+    assert_eq!(error(&rows.select(Axis(0), &[0; 30]), MixtureOptions::new(1)), f64::INFINITY);
+    let drawn = |kappa| Vmf::new(ndarray::arr1(&[1.0, 2.0, 3.0]).view(), kappa).expect("a vMF").sample(2000, 1);
+    assert_eq!(error(&drawn(1e8), MixtureOptions::new(1)), f64::INFINITY);
+    assert_eq!(error(&drawn(1e4), MixtureOptions::new(1).max_kappa(5e3)), f64::INFINITY);
+    // 1 / sqrt(n) in three dimensions
+    assert!(error(&drawn(1e4), MixtureOptions::new(1)) < 0.03);
+}
+
+#[test]
+fn mini_batches_keep_every_component_of_sorted_rows() {
+    let (rows, labels) = clusters(3000, 20, 6, 80.0, 17);
+    let mut order: Vec<usize> = (0..3000).collect();
+    order.sort_by_key(|&row| labels[row]);
+    let rows = tensor(&rows.select(Axis(0), &order));
+    let fit = |options: MixtureOptions| VmfMixture::fit(&rows, &options.seed(3)).expect("a fit");
+    let single = fit(MixtureOptions::new(1)).log_likelihood();
+    for hard in [false, true] {
+        let full = fit(MixtureOptions::new(6).hard(hard));
+        let range = full.log_likelihood() - single;
+        // a fifth of a cluster, most of one, and fewer rows than components
+        for (batch, iterations) in [(100, 1), (100, 6), (400, 6), (4, 3)] {
+            let options = MixtureOptions::new(6).hard(hard).batch(Some(batch)).max_iterations(iterations);
+            let mixture = fit(options);
+            let short = full.log_likelihood() - mixture.log_likelihood();
+            assert!(short.abs() < 0.01 * range, "batch {batch} hard {hard}: {short} of {range}");
+            // clusters of about 500 rows
+            assert!(mixture.components().iter().all(|component| component.size > 300), "batch {batch} hard {hard}");
+        }
+    }
+}
+
+#[test]
+fn a_common_factor_of_the_weights_is_only_a_number_of_rows() {
+    let (rows, _) = clusters(600, 12, 3, 80.0, 18);
+    let rows = tensor(&rows);
+    let fit = |weight: f64| {
+        let weights = Array1::from_shape_fn(600, |row| weight * (1 + row % 3) as f64);
+        VmfMixture::fit_weighted(&rows, weights.view(), &MixtureOptions::new(3))
+    };
+    let expected = fit(1.0).expect("a fit");
+    for weight in [1e300, 1e-60, 1e-300, 1.0 / 1200.0] {
+        let mixture = fit(weight).expect("a fit");
+        assert_survives(&mixture);
+        assert_eq!(mixture.iterations(), expected.iterations(), "no component counts as empty");
+        // weights are rounded in another place: f32 responsibilities
+        assert!((mixture.log_likelihood() - expected.log_likelihood()).abs() < 1e-4, "weight {weight}");
+        for (a, b) in mixture.components().iter().zip(expected.components()) {
+            assert!((a.weight - b.weight).abs() < 1e-5 && (a.kappa / b.kappa - 1.0).abs() < 1e-4, "weight {weight}");
+        }
+        // 2 p = 2 (3 * 11 + 3 + 2) for any number of rows
+        let penalty = mixture.aic() + 2.0 * mixture.log_likelihood() * weight * 1200.0;
+        assert!((penalty - 76.0).abs() <= 1e-9 * mixture.aic().abs(), "{penalty}");
+    }
+    assert!(matches!(fit(5e307), Err(Error::Argument { quantity: "weights", .. })));
 }
 
 #[test]

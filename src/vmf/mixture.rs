@@ -55,9 +55,10 @@ impl VmfMixture {
     }
 
     /// [`VmfMixture::fit`] with `weights`, (n), finite and not negative: weight 2 counts as the row twice, a row of weight 0 is skipped unseen.
+    /// A common factor of all weights changes nothing but the number of rows that errors of kappa, AIC and BIC reckon with.
     ///
     /// # Errors
-    /// As [`VmfMixture::fit`]; [`Error::Shape`] and [`Error::Domain`] for the weights.
+    /// As [`VmfMixture::fit`]; [`Error::Shape`] and [`Error::Domain`] for the weights, [`Error::Argument`] for a sum that is not finite.
     pub fn fit_weighted<T: Rows>(
         rows: &Tensor<T, Ix2>,
         weights: ArrayView1<'_, f64>,
@@ -90,7 +91,7 @@ impl VmfMixture {
         let sample = read_sample(source, options)?;
         let view = sample.view();
         let sample = Memory::new(&view, None)?;
-        let starts = Starts { sample: &sample, dim: source.dim(), options };
+        let starts = Starts { sample: &sample, dim: source.dim(), unit: 1.0, options };
         match device {
             Device::Cpu => block_on(starts.run(&mut Cpu::new(&streamed, options.components))),
             Device::Gpu(_) => block_on(starts.run(&mut OnGpu::streamed(device, source, options.components))),
@@ -106,6 +107,8 @@ async fn fit_tensor<T: Rows>(
     let (n, dim) = (rows.shape()[0], rows.shape()[1]);
     check_shape(n, dim, options)?;
     rows::check_weights(PLACE, n, weights)?;
+    let scaled = weights.map(scale).transpose()?;
+    let (weights, unit) = scaled.as_ref().map_or((None, 1.0), |(scaled, unit)| (Some(&scaled[..]), *unit));
     if weights.is_some_and(|weights| weights.iter().filter(|weight| **weight > 0.0).count() < options.components) {
         let expected = "at most the number of rows of positive weight".into();
         return Err(Error::Argument {
@@ -125,17 +128,32 @@ async fn fit_tensor<T: Rows>(
         let sample_rows = backend.select(&indices).await?;
         let sample_view = sample_rows.view();
         let sample = Memory::new(&sample_view, sample_weights.as_deref())?;
-        return Starts { sample: &sample, dim, options }.run(&mut backend).await;
+        return Starts { sample: &sample, dim, unit, options }.run(&mut backend).await;
     };
     let data = Memory::new(&view, weights)?;
     let mut backend = Cpu::new(&data, options.components);
     if indices.len() == n {
-        return Starts { sample: &data, dim, options }.run(&mut backend).await;
+        return Starts { sample: &data, dim, unit, options }.run(&mut backend).await;
     }
     let sample_rows = view.select(Axis(0), &indices);
     let sample_view = sample_rows.view();
     let sample = Memory::new(&sample_view, sample_weights.as_deref())?;
-    Starts { sample: &sample, dim, options }.run(&mut backend).await
+    Starts { sample: &sample, dim, unit, options }.run(&mut backend).await
+}
+
+/// `weights` in units of the mean positive one, and that unit: neither their squares nor f32 then limit their scale. All zero, they stay.
+fn scale(weights: &[f64]) -> Result<(Vec<f64>, f64)> {
+    let largest = weights.iter().copied().fold(0.0, f64::max);
+    if largest == 0.0 {
+        return Ok((weights.to_vec(), 1.0));
+    }
+    let positive = weights.iter().filter(|weight| **weight > 0.0).count() as f64;
+    let mean = weights.iter().map(|weight| weight / largest).sum::<f64>() / positive;
+    if !(largest * mean * positive).is_finite() {
+        let expected = "a finite sum".into();
+        return Err(Error::Argument { place: PLACE, quantity: "weights", expected, found: "an infinite one".into() });
+    }
+    Ok((weights.iter().map(|weight| weight / largest / mean).collect(), largest * mean))
 }
 
 /// Rows at random places of a source.
@@ -160,6 +178,8 @@ struct Starts<'a> {
     /// What seeds are chosen from.
     sample: &'a dyn Chunks,
     dim: usize,
+    /// What weights were divided by.
+    unit: f64,
     options: &'a MixtureOptions,
 }
 
@@ -183,7 +203,7 @@ impl Starts<'_> {
             }
         }
         match best {
-            Some(fitted) => Ok(VmfMixture::of(fitted, self.dim, self.options)),
+            Some(fitted) => Ok(VmfMixture::of(fitted, self.dim, self.unit, self.options)),
             None => unreachable!("the options ask for at least one start"),
         }
     }

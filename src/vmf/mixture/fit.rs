@@ -26,7 +26,7 @@ const SEEDINGS: u64 = 4;
 const RESEEDS: usize = 3;
 
 /// 1 - R below which the f32 arithmetic of a pass no longer tells rows from identical ones.
-const RESOLUTION: f64 = 5e-7;
+pub(crate) const RESOLUTION: f64 = 5e-7;
 
 /// Weights and concentrations; the mean directions are the backend's.
 #[derive(Clone, Debug, Default)]
@@ -130,13 +130,16 @@ pub(crate) async fn run<B: Backend>(
     let mut fitted = Fitted::default();
     let mut again = true;
     loop {
-        let densities = parameters.densities(dim);
-        let summary = match &mut batches {
+        // A pass over all rows wherever components were just seeded, so that the sums a mini-batch is blended with are those of every component.
+        let in_batches = batches.as_mut().filter(|_| !again);
+        let full = in_batches.is_none();
+        let summary = match in_batches {
+            Some(batches) => batches.epoch(backend, &mut parameters, dim, options).await?,
             None => {
+                let densities = parameters.densities(dim);
                 let pass = Pass { rows: 0..rows, densities: &densities, hard: options.hard, blend: (0.0, 1.0) };
                 backend.step(pass).await?
             }
-            Some(batches) => batches.epoch(backend, &mut parameters, dim, options).await?,
         };
         let objective = if options.hard { summary.best } else { summary.log_likelihood } / summary.weight;
         let before = fitted.trace.last().copied().unwrap_or(f64::NEG_INFINITY);
@@ -147,14 +150,23 @@ pub(crate) async fn run<B: Backend>(
         if fitted.converged || fitted.trace.len() == options.max_iterations {
             break;
         }
-        if batches.is_none() {
+        if full {
             backend.update_means()?;
             parameters.maximise(dim, &fitted.last.mass, &fitted.last.lengths, options);
+            if let Some(batches) = &mut batches {
+                batches.mass.clone_from(&fitted.last.mass);
+            }
         }
         again = reseed(backend, &mut parameters, &fitted.last, dim, options, &mut reseeds).await?;
     }
     if batches.is_some() {
-        // what the epoch reported belongs to parameters that moved under it
+        // An M-step over all rows takes out what the last batches weigh too much; then what the model says of the rows: an epoch's report
+        // belongs to parameters that moved under it.
+        let densities = parameters.densities(dim);
+        let pass = Pass { rows: 0..rows, densities: &densities, hard: options.hard, blend: (0.0, 1.0) };
+        let summary = backend.step(pass).await?;
+        backend.update_means()?;
+        parameters.maximise(dim, &summary.mass, &summary.lengths, options);
         let densities = parameters.densities(dim);
         let pass = Pass { rows: 0..rows, densities: &densities, hard: options.hard, blend: (1.0, 0.0) };
         fitted.last = backend.step(pass).await?;
@@ -191,10 +203,15 @@ async fn reseed<B: Backend>(
         *reseeds += 1;
         any = true;
     }
+    if any {
+        let sum: f64 = parameters.weight.iter().sum();
+        parameters.weight.iter_mut().for_each(|weight| *weight /= sum);
+    }
     Ok(any)
 }
 
-/// Stepwise EM: sums that forget, updated after every batch.
+/// Stepwise EM: sums that forget, updated after every batch. They start from a pass over all rows, which counts for as many steps as there
+/// are batches: no batch can wipe out a component that has no row in it.
 ///
 /// Source: Cappe & Moulines 2009; step sizes (t + 2)^-0.7 as in Liang & Klein 2009.
 struct Batches {
@@ -210,8 +227,8 @@ impl Batches {
     fn new(rows: usize, options: &MixtureOptions) -> Option<Self> {
         let size = options.batch.filter(|&size| size < rows)?;
         let rng = ChaCha8Rng::seed_from_u64(options.seed ^ 0xba7c);
-        let order = (0..rows.div_ceil(size)).collect();
-        Some(Batches { rows, size, order, rng, steps: 0, mass: vec![0.0; options.components] })
+        let order: Vec<usize> = (0..rows.div_ceil(size)).collect();
+        Some(Batches { rows, size, steps: order.len(), order, rng, mass: vec![0.0; options.components] })
     }
 
     async fn epoch<B: Backend>(
@@ -226,7 +243,7 @@ impl Batches {
         let mut total = Summary { mass: vec![0.0; k], sizes: vec![0; k], ..Summary::default() };
         for &batch in &self.order {
             let rows = batch * self.size..((batch + 1) * self.size).min(self.rows);
-            let step = if self.steps == 0 { 1.0 } else { (self.steps as f64 + 2.0).powf(-0.7) };
+            let step = (self.steps as f64 + 2.0).powf(-0.7);
             self.steps += 1;
             // sums per row times all rows, so that masses stay comparable with min_weight
             let blend = (1.0 - step, step * self.rows as f64 / rows.len() as f64);

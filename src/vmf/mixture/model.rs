@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::fit::{Fitted, Parameters};
+use super::fit::{Fitted, Parameters, RESOLUTION};
 use super::options::MixtureOptions;
 use crate::kernels::bessel::cpu::{iv_ratio_pair, vmf_log_normalizer};
 use crate::vmf::kappa::{self, MAX_KAPPA, Resultant};
@@ -21,7 +21,8 @@ pub struct Component {
     pub weight: f64,
     /// Its concentration.
     pub kappa: f64,
-    /// The estimated relative error of kappa at this number of rows; infinite where nothing is known (see [`Vmf::kappa_relative_error`]).
+    /// The estimated relative error of kappa at this number of rows; infinite where nothing is known (see [`Vmf::kappa_relative_error`]), and
+    /// where kappa is not the maximum of the likelihood but a cap: [`MixtureOptions::max_kappa`], or what f32 sums resolve (1 - R of 4e-6).
     pub kappa_relative_error: f64,
     /// ln C_d(kappa), nats.
     pub log_normalizer: f64,
@@ -43,6 +44,7 @@ pub struct VmfMixture {
     dim: usize,
     total_weight: f64,
     tied_kappa: bool,
+    max_kappa: f64,
     log_likelihood: f64,
     trace: Vec<f64>,
     converged: bool,
@@ -54,10 +56,17 @@ struct Parts {
     dim: usize,
     total_weight: f64,
     tied_kappa: bool,
+    /// The cap that the fit was given.
+    #[serde(default = "max_kappa")]
+    max_kappa: f64,
     log_likelihood: f64,
     converged: bool,
     log_likelihood_trace: Vec<f64>,
     components: Vec<SavedComponent>,
+}
+
+fn max_kappa() -> f64 {
+    MAX_KAPPA
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -80,6 +89,7 @@ impl From<VmfMixture> for Parts {
             dim: mixture.dim,
             total_weight: mixture.total_weight,
             tied_kappa: mixture.tied_kappa,
+            max_kappa: mixture.max_kappa,
             log_likelihood: mixture.log_likelihood,
             converged: mixture.converged,
             log_likelihood_trace: mixture.trace,
@@ -114,13 +124,22 @@ impl TryFrom<Parts> for VmfMixture {
         let components = parts
             .components
             .into_iter()
-            .map(|c| Component::new(parts.total_weight, c.weight, c.kappa, c.size, c.mean_direction.into()))
+            .map(|c| {
+                Component::new(
+                    (parts.total_weight, parts.max_kappa),
+                    c.weight,
+                    c.kappa,
+                    c.size,
+                    c.mean_direction.into(),
+                )
+            })
             .collect();
         Ok(VmfMixture {
             components,
             dim: parts.dim,
             total_weight: parts.total_weight,
             tied_kappa: parts.tied_kappa,
+            max_kappa: parts.max_kappa,
             log_likelihood: parts.log_likelihood,
             trace: parts.log_likelihood_trace,
             converged: parts.converged,
@@ -129,7 +148,13 @@ impl TryFrom<Parts> for VmfMixture {
 }
 
 impl Component {
-    fn new(total_weight: f64, weight: f64, kappa: f64, size: usize, mean_direction: Array1<f32>) -> Self {
+    fn new(
+        (total_weight, max_kappa): (f64, f64),
+        weight: f64,
+        kappa: f64,
+        size: usize,
+        mean_direction: Array1<f32>,
+    ) -> Self {
         let dim = mean_direction.len();
         let resultant = if kappa > 0.0 {
             let (length, complement) = iv_ratio_pair(dim as f64 / 2.0 - 1.0, kappa);
@@ -137,10 +162,14 @@ impl Component {
         } else {
             Resultant::new(0.0)
         };
+        // R is the root's again, but for its rounding. Below 4e-6 f32 sums of thousands of rows may have made all of 1 - R up.
+        let capped = kappa >= max_kappa || resultant.complement <= 8.0 * RESOLUTION;
+        let of_sample = || kappa::kappa_relative_error(dim, kappa, resultant, weight * total_weight);
+        let estimate = || of_sample().hypot(RESOLUTION / resultant.complement);
         Component {
             weight,
             kappa,
-            kappa_relative_error: kappa::kappa_relative_error(dim, kappa, resultant, weight * total_weight),
+            kappa_relative_error: if capped { f64::INFINITY } else { estimate() },
             log_normalizer: vmf_log_normalizer(dim as f64, kappa),
             size,
             mean_direction,
@@ -149,18 +178,21 @@ impl Component {
 }
 
 impl VmfMixture {
-    /// The model of a finished fit.
-    pub(crate) fn of(fitted: Fitted, dim: usize, options: &MixtureOptions) -> Self {
+    /// The model of a finished fit to rows whose weights were divided by `unit`.
+    pub(crate) fn of(fitted: Fitted, dim: usize, unit: f64, options: &MixtureOptions) -> Self {
         let Fitted { parameters, means, trace, converged, last } = fitted;
+        let total_weight = last.weight * unit;
         let component = |(k, mean): (usize, &[f32])| {
             let mean = Array1::from(mean.to_vec());
-            Component::new(last.weight, parameters.weight[k], parameters.kappa[k], last.sizes[k], mean)
+            let (weight, kappa) = (parameters.weight[k], parameters.kappa[k]);
+            Component::new((total_weight, options.max_kappa), weight, kappa, last.sizes[k], mean)
         };
         VmfMixture {
             components: means.chunks_exact(dim).enumerate().map(component).collect(),
             dim,
-            total_weight: last.weight,
+            total_weight,
             tied_kappa: options.tied_kappa,
+            max_kappa: options.max_kappa,
             log_likelihood: last.log_likelihood / last.weight,
             trace,
             converged,

@@ -86,15 +86,15 @@ impl MixtureOptions {
         self
     }
 
-    /// A component that holds less than this weight of rows is empty: it is seeded again at a row the mixture explains worst, up to three
-    /// times. Default 1 (one row).
+    /// A component that holds less than this many rows is empty: it is seeded again at a row the mixture explains worst, up to three times. Of
+    /// weighted rows, less than this times the mean positive weight. Default 1.
     pub fn min_weight(mut self, weight: f64) -> Self {
         self.min_weight = weight;
         self
     }
 
     /// Update the components after every `rows` rows instead of after all (stepwise EM): far fewer passes over large data. Batches are runs of
-    /// neighbouring rows, taken in a random order: rows sorted by what the components stand for are better shuffled. Default: all rows.
+    /// neighbouring rows, taken in a random order; the first pass, and the last M-step, are over all rows. Default: all rows.
     pub fn batch(mut self, rows: Option<usize>) -> Self {
         self.batch = rows;
         self
