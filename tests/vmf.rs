@@ -269,6 +269,37 @@ fn the_sum_keeps_its_error_bound() {
     }
 }
 
+/// Rows of every width that is summed its own way, of any length, in f32 and f64.
+#[test]
+fn rows_of_every_width_keep_their_resultant() {
+    for d in [64, 67, 384, 513, 2003] {
+        let row = unit(d, 9).mapv(|value| value as f32 * 3.0);
+        let same = fit(&row.broadcast((11, d)).expect("copies").to_owned()).expect("a fit");
+        assert_eq!((same.kappa(), same.resultant_length()), (MAX_KAPPA, 1.0));
+        let rows = Vmf::new(unit(d, 10).view(), 1e6).expect("a distribution").sample(403, 3);
+        let (single, double) =
+            (fit(&rows).expect("a fit"), Vmf::fit(&Device::cpu().tensor(&rows.mapv(f64::from)).expect("f64")));
+        let double = double.expect("a fit");
+        // f64 sums, 1e-14 of R, and 1 - R is above 3e-5
+        assert!(
+            (single.kappa() - double.kappa()).abs() <= 1e-9 * double.kappa(),
+            "{} {}",
+            single.kappa(),
+            double.kappa()
+        );
+        // rows rounded once more in f32: 2^-25 of their elements at random
+        let mut scaled = rows.clone();
+        scaled.rows_mut().into_iter().enumerate().for_each(|(index, mut row)| row *= [1e-30f32, 1.0, 1e30][index % 3]);
+        let scaled = fit(&scaled).expect("a fit");
+        assert!(
+            (scaled.kappa() - double.kappa()).abs() <= 1e-4 * double.kappa(),
+            "{} {}",
+            scaled.kappa(),
+            double.kappa()
+        );
+    }
+}
+
 /// mu'x of many draws.
 fn cosines(vmf: &Vmf, n: usize, seed: u64) -> Vec<f64> {
     vmf.sample(n, seed).rows().into_iter().map(|row| row.mapv(f64::from).dot(&vmf.mean_direction())).collect()

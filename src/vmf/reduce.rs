@@ -1,5 +1,9 @@
 //! The hot loops over rows: norms, sums of normalised rows, dot products. f64 throughout, so that no order of summation matters
-//! at f32's scale; measured to keep up with memory (see benches).
+//! at f32's scale.
+//!
+//! Which loop sums f32 rows is a matter of the caches, measured at one thread (GB/s; a plain read 24, norms alone 23): four rows after
+//! their norms 15 at d = 384, 12 at 1024 and at 32768; four rows while the next four stream in 19 at 384, but 10 at 1024; two rows at a time
+//! 17 at 1024, 12 at 32768, where each row is read twice, the second time from the second-level cache.
 
 use multiversion::multiversion;
 
@@ -48,9 +52,28 @@ pub(crate) fn squared_norm_f64(row: &[f64]) -> f64 {
     fold(sums)
 }
 
-/// sum += f0 a + f1 b + f2 c + f3 d, four f32 rows at once: the sums go through the cache once for four rows.
+/// Rows up to this length are summed while the next ones stream in.
+const NARROW: usize = 512;
+/// Rows up to this length are summed two at a time, longer ones four.
+const MEDIUM: usize = 1536;
+
+/// sum += f0 a + f1 b + f2 c + f3 d of f32 rows, and the sums of squares of the four rows that come `next`.
+pub(crate) fn add_rows_f32(sum: &mut [f64], rows: [&[f32]; 4], factors: [f64; 4], next: [&[f32]; 4]) -> [f64; 4] {
+    let dim = sum.len();
+    if dim <= NARROW && dim.is_multiple_of(64) {
+        return add_while_reading(sum, rows, factors, next);
+    }
+    if dim > NARROW && dim <= MEDIUM {
+        add_two(sum, rows[0], rows[1], factors[0], factors[1]);
+        add_two(sum, rows[2], rows[3], factors[2], factors[3]);
+    } else {
+        add_four(sum, rows, factors);
+    }
+    next.map(squared_norm_f32)
+}
+
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub(crate) fn add_rows_f32(sum: &mut [f64], rows: [&[f32]; 4], factors: [f64; 4]) {
+fn add_four(sum: &mut [f64], rows: [&[f32]; 4], factors: [f64; 4]) {
     let n = sum.len();
     let [a, b, c, d] = rows.map(|row| &row[..n]);
     let [fa, fb, fc, fd] = factors;
@@ -59,7 +82,45 @@ pub(crate) fn add_rows_f32(sum: &mut [f64], rows: [&[f32]; 4], factors: [f64; 4]
     }
 }
 
-/// As [`add_rows_f32`], for f64 rows.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+fn add_two(sum: &mut [f64], a: &[f32], b: &[f32], fa: f64, fb: f64) {
+    let n = sum.len();
+    let (a, b) = (&a[..n], &b[..n]);
+    for i in 0..n {
+        sum[i] += a[i] as f64 * fa + b[i] as f64 * fb;
+    }
+}
+
+/// Sums a quarter of the columns of four rows during the norm of each of the next four, so that memory never waits: one stream of it, in order.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+fn add_while_reading(sum: &mut [f64], rows: [&[f32]; 4], factors: [f64; 4], next: [&[f32]; 4]) -> [f64; 4] {
+    let tiles = sum.len() / 64;
+    let sum = &mut sum.as_chunks_mut::<16>().0[..4 * tiles];
+    let rows = rows.map(|row| &row.as_chunks::<16>().0[..4 * tiles]);
+    let [fa, fb, fc, fd] = factors;
+    let mut norms = [0.0; 4];
+    for (quarter, norm) in norms.iter_mut().enumerate() {
+        let next = &next[quarter].as_chunks::<64>().0[..tiles];
+        let sum = &mut sum[quarter * tiles..][..tiles];
+        let [a, b, c, d] = rows.map(|row| &row[quarter * tiles..][..tiles]);
+        let mut squares = [0.0f64; LANES];
+        for tile in 0..tiles {
+            for block in next[tile].as_chunks::<LANES>().0 {
+                for lane in 0..LANES {
+                    squares[lane] += block[lane] as f64 * block[lane] as f64;
+                }
+            }
+            for i in 0..16 {
+                sum[tile][i] += (a[tile][i] as f64 * fa + b[tile][i] as f64 * fb)
+                    + (c[tile][i] as f64 * fc + d[tile][i] as f64 * fd);
+            }
+        }
+        *norm = fold(squares);
+    }
+    norms
+}
+
+/// sum += f0 a + f1 b + f2 c + f3 d of f64 rows.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub(crate) fn add_rows_f64(sum: &mut [f64], rows: [&[f64]; 4], factors: [f64; 4]) {
     let n = sum.len();

@@ -62,8 +62,13 @@ pub trait Row: Sized + Copy + Send + Sync + 'static {
     type Wide: Row;
     /// The rows themselves, or their widening in `scratch`.
     fn widen<'a>(rows: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [Self::Wide];
+    /// Rows to widen at a time.
+    fn block_rows(_dim: usize) -> usize {
+        1 << 20
+    }
     fn squared_norm(row: &[Self]) -> f64;
-    fn add_rows(sum: &mut [f64], rows: [&[Self]; 4], factors: [f64; 4]);
+    /// sum += the rows times their factors; returns the squared norms of `next`.
+    fn add_rows(sum: &mut [f64], rows: [&[Self]; 4], factors: [f64; 4], next: [&[Self]; 4]) -> [f64; 4];
     fn dot(row: &[Self], vector: &[f64]) -> f64;
     fn wide(self) -> f64;
     /// The rows as f32: themselves, or rounded into `scratch`.
@@ -78,8 +83,8 @@ impl Row for f32 {
     fn squared_norm(row: &[f32]) -> f64 {
         reduce::squared_norm_f32(row)
     }
-    fn add_rows(sum: &mut [f64], rows: [&[f32]; 4], factors: [f64; 4]) {
-        reduce::add_rows_f32(sum, rows, factors);
+    fn add_rows(sum: &mut [f64], rows: [&[f32]; 4], factors: [f64; 4], next: [&[f32]; 4]) -> [f64; 4] {
+        reduce::add_rows_f32(sum, rows, factors, next)
     }
     fn dot(row: &[f32], vector: &[f64]) -> f64 {
         reduce::dot_f32(row, vector)
@@ -100,8 +105,9 @@ impl Row for f64 {
     fn squared_norm(row: &[f64]) -> f64 {
         reduce::squared_norm_f64(row)
     }
-    fn add_rows(sum: &mut [f64], rows: [&[f64]; 4], factors: [f64; 4]) {
+    fn add_rows(sum: &mut [f64], rows: [&[f64]; 4], factors: [f64; 4], next: [&[f64]; 4]) -> [f64; 4] {
         reduce::add_rows_f64(sum, rows, factors);
+        next.map(reduce::squared_norm_f64)
     }
     fn dot(row: &[f64], vector: &[f64]) -> f64 {
         reduce::dot_f64(row, vector)
@@ -118,6 +124,10 @@ impl Row for f64 {
 
 impl Row for f16 {
     type Wide = f32;
+    fn block_rows(dim: usize) -> usize {
+        // 64 KiB of f32 stay in the nearest caches; groups are of four
+        (16_384 / dim).next_multiple_of(4).clamp(4, 1024)
+    }
     fn widen<'a>(rows: &'a [f16], scratch: &'a mut Vec<f32>) -> &'a [f32] {
         scratch.resize(rows.len(), 0.0);
         rows.convert_to_f32_slice(scratch);
@@ -126,10 +136,11 @@ impl Row for f16 {
     fn squared_norm(row: &[f16]) -> f64 {
         row.iter().map(|&value| value.wide() * value.wide()).sum()
     }
-    fn add_rows(sum: &mut [f64], rows: [&[f16]; 4], factors: [f64; 4]) {
+    fn add_rows(sum: &mut [f64], rows: [&[f16]; 4], factors: [f64; 4], next: [&[f16]; 4]) -> [f64; 4] {
         for (row, factor) in rows.into_iter().zip(factors) {
             sum.iter_mut().zip(row).for_each(|(sum, &value)| *sum += factor * value.wide());
         }
+        next.map(Self::squared_norm)
     }
     fn dot(row: &[f16], vector: &[f64]) -> f64 {
         row.iter().zip(vector).map(|(&value, &other)| value.wide() * other).sum()
@@ -147,7 +158,11 @@ impl Row for f16 {
 /// # Errors
 /// [`Error::Domain`] naming row `index` if an element is not finite, or all are zero (or below 1e-300).
 pub(crate) fn inverse_norm<T: Row>(place: &'static str, row: &[T], index: usize) -> Result<f64> {
-    let squared = T::squared_norm(row);
+    inverse_of(place, T::squared_norm(row), row, index)
+}
+
+/// [`inverse_norm`] of a row whose sum of squares is known.
+pub(crate) fn inverse_of<T: Row>(place: &'static str, squared: f64, row: &[T], index: usize) -> Result<f64> {
     if squared > 1e-280 && squared < 1e300 {
         return Ok(1.0 / squared.sqrt());
     }
