@@ -224,9 +224,10 @@ fn on_gpu(gpu: &Gpu, shape: &Shape, half: bool, a: &Buffer, b: &Buffer, out: &Bu
     let m_step = if transpose_a { c_rows } else { a_rows.min(c_rows) }.min(groups);
     let n_step = if transpose_b { b_rows } else { n }.min(groups);
     let mut k_step = if transpose_a { a_rows } else { k }.min(if transpose_b { k } else { b_rows });
-    // Few tiles and a long k: split k, as far as the partial products fit.
+    // Few tiles, all in one window, and a long k: split k, as far as the partial products fit.
     let tiles = m.div_ceil(TILE) * n.div_ceil(TILE);
-    let split = tiles < 128 && k > 2 * SPLIT && m * n * 4 <= limit / 2;
+    let whole = m_step >= m && n_step >= n;
+    let split = whole && tiles < 128 && k > 2 * SPLIT && m * n * 4 <= limit / 2;
     if split {
         let splits = (PARTIAL.min(limit) / (m * n * 4)).clamp(1, 65_535);
         k_step = k_step.min(splits * SPLIT);
