@@ -82,8 +82,8 @@ pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
 /// The product of `a` (m, k) and `b` (k, n); with `transpose_a`, `a` is stored as (k, m), with `transpose_b`, `b` as (n, k).
 ///
 /// * f32 and f16 inputs give f32; f64 gives f64, on the CPU only.
-/// * On a GPU an element's error is at most `(128 + k/128/ceil(k/1024) + log2(k)) * 2^-24 * sum |a b|`: sums of 128 terms, of up to 8 such sums,
-///   then a tree; on the CPU that of `faer`'s blocked product.
+/// * On a GPU an element's error is at most `(128 + k/128 + log2(k)) * 2^-24 * sum |a b|`: sums of 128 terms, then sums of those; where k is split, of 8
+///   of those and then a tree. On the CPU it is that of `faer`'s blocked product.
 ///
 /// Products with a k much longer than m n (sums over rows) are split over k, so the whole device works on them.
 ///
