@@ -1,5 +1,6 @@
 //! The list of rooms: each checks its inputs, allocates its output and runs, on the CPU or on a GPU.
 
+pub(crate) mod attention;
 pub(crate) mod bessel;
 pub(crate) mod column_sums;
 #[doc(hidden)]

@@ -17,6 +17,7 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod attention;
 mod device;
 mod error;
 mod gpu;

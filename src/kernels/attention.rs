@@ -1,0 +1,78 @@
+//! Scaled dot-product attention: the door. The CPU's and the GPU's ways are in the rooms beside.
+
+mod cpu;
+
+use half::f16;
+use ndarray::{Array3, Array4, Ix3, Ix4};
+
+use crate::attention::{Options, Problem};
+use crate::tensor::{Element, Storage, Tensor};
+use crate::{Error, Result};
+
+/// An element that queries, keys and values are stored in: f32 or f16. Scores, sums and the log-sum-exp are f32 all the same.
+pub trait AttentionElement: Element {
+    /// As it is computed with.
+    fn widen(self) -> f32;
+    /// The nearest of its kind.
+    fn narrow(value: f32) -> Self;
+}
+
+impl AttentionElement for f32 {
+    fn widen(self) -> f32 {
+        self
+    }
+    fn narrow(value: f32) -> Self {
+        value
+    }
+}
+impl AttentionElement for f16 {
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    fn narrow(value: f32) -> Self {
+        f16::from_f32(value)
+    }
+}
+
+/// What an attention gives.
+#[derive(Debug, Clone)]
+pub struct Output<T: AttentionElement> {
+    /// [batch, q_heads, q_len, d_v].
+    pub output: Tensor<T, Ix4>,
+    /// ln of the sum of exp(score) over the keys each query sees, [batch, q_heads, q_len], if it was asked for; -1e30 where it sees none.
+    pub lse: Option<Tensor<f32, Ix3>>,
+}
+
+/// softmax(scale q k^T + mask) v, without ever holding the scores.
+///
+/// * `q` [batch, q_heads, q_len, d], `k` [batch, kv_heads, kv_len, d], `v` [batch, kv_heads, kv_len, d_v]; `kv_heads` divides `q_heads` (query heads
+///   h * q_heads / kv_heads and the ones after it share key head h); d and d_v from 1 to 256; all finite
+/// * `options`: masks, bias, sinks, scale, and whether the log-sum-exp is returned: see [`Options`]
+/// * a query that sees no key gets zeros
+///
+/// # Errors
+/// [`Error::Shape`] and [`Error::Argument`] name what does not fit; [`Error::Domain`] an element that is not finite; [`Error::DeviceMismatch`];
+/// [`Error::Unsupported`] for an [`Algorithm`](crate::attention::Algorithm) that the adapter cannot run.
+///
+/// Source: Dao et al. 2022 (online softmax over tiles), Dao 2023 (split keys).
+pub fn attention<T: AttentionElement>(
+    q: &Tensor<T, Ix4>,
+    k: &Tensor<T, Ix4>,
+    v: &Tensor<T, Ix4>,
+    options: &Options,
+) -> Result<Output<T>> {
+    let device = q.device();
+    device.same("attention", "k", k.device())?;
+    device.same("attention", "v", v.device())?;
+    let problem = Problem::new("attention", device, q.shape(), k.shape(), v.shape(), options)?;
+    match (q.storage(), k.storage(), v.storage()) {
+        (Storage::Host(q), Storage::Host(k), Storage::Host(v)) => {
+            let (output, lse) = cpu::forward(&problem, options, &q, &k, &v)?;
+            Ok(Output { output: Tensor::host(output), lse: options.lse.then(|| Tensor::host(lse)) })
+        }
+        (Storage::Gpu(gpu, _), ..) => {
+            Err(Error::Unsupported { place: "attention", feature: "a GPU", device: gpu.to_string() })
+        }
+        _ => unreachable!("all are on one device"),
+    }
+}
