@@ -1,6 +1,8 @@
 //! What the tests that need a GPU share: one trial a case and adapter, ignored with the reason where it cannot run.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod attention;
+
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
