@@ -4,7 +4,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use ndarray::ArrayViewMut2;
 
-use super::reduce;
+use super::reduce::{self, GROUP};
 use crate::tensor::{Element, Real};
 use crate::{Error, Result};
 
@@ -67,8 +67,13 @@ pub trait Row: Sized + Copy + Send + Sync + 'static {
         1 << 20
     }
     fn squared_norm(row: &[Self]) -> f64;
-    /// sum += the rows times their factors; returns the squared norms of `next`.
-    fn add_rows(sum: &mut [f64], rows: [&[Self]; 4], factors: [f64; 4], next: [&[Self]; 4]) -> [f64; 4];
+    /// sum += the rows times their factors; returns the squared norms of `next`, if there is one.
+    fn add_rows(
+        sum: &mut [f64],
+        rows: [&[Self]; GROUP],
+        factors: [f64; GROUP],
+        next: Option<[&[Self]; GROUP]>,
+    ) -> [f64; GROUP];
     fn dot(row: &[Self], vector: &[f64]) -> f64;
     fn wide(self) -> f64;
     /// The rows as f32: themselves, or rounded into `scratch`.
@@ -83,7 +88,12 @@ impl Row for f32 {
     fn squared_norm(row: &[f32]) -> f64 {
         reduce::squared_norm_f32(row)
     }
-    fn add_rows(sum: &mut [f64], rows: [&[f32]; 4], factors: [f64; 4], next: [&[f32]; 4]) -> [f64; 4] {
+    fn add_rows(
+        sum: &mut [f64],
+        rows: [&[f32]; GROUP],
+        factors: [f64; GROUP],
+        next: Option<[&[f32]; GROUP]>,
+    ) -> [f64; GROUP] {
         reduce::add_rows_f32(sum, rows, factors, next)
     }
     fn dot(row: &[f32], vector: &[f64]) -> f64 {
@@ -105,9 +115,14 @@ impl Row for f64 {
     fn squared_norm(row: &[f64]) -> f64 {
         reduce::squared_norm_f64(row)
     }
-    fn add_rows(sum: &mut [f64], rows: [&[f64]; 4], factors: [f64; 4], next: [&[f64]; 4]) -> [f64; 4] {
+    fn add_rows(
+        sum: &mut [f64],
+        rows: [&[f64]; GROUP],
+        factors: [f64; GROUP],
+        next: Option<[&[f64]; GROUP]>,
+    ) -> [f64; GROUP] {
         reduce::add_rows_f64(sum, rows, factors);
-        next.map(reduce::squared_norm_f64)
+        next.map_or([0.0; GROUP], |next| next.map(reduce::squared_norm_f64))
     }
     fn dot(row: &[f64], vector: &[f64]) -> f64 {
         reduce::dot_f64(row, vector)
@@ -125,8 +140,8 @@ impl Row for f64 {
 impl Row for f16 {
     type Wide = f32;
     fn block_rows(dim: usize) -> usize {
-        // 64 KiB of f32 stay in the nearest caches; groups are of four
-        (16_384 / dim).next_multiple_of(4).clamp(4, 1024)
+        // 64 KiB of f32 stay in the nearest caches; groups are of eight
+        (16_384 / dim).next_multiple_of(GROUP).clamp(GROUP, 1024)
     }
     fn widen<'a>(rows: &'a [f16], scratch: &'a mut Vec<f32>) -> &'a [f32] {
         scratch.resize(rows.len(), 0.0);
@@ -136,11 +151,16 @@ impl Row for f16 {
     fn squared_norm(row: &[f16]) -> f64 {
         row.iter().map(|&value| value.wide() * value.wide()).sum()
     }
-    fn add_rows(sum: &mut [f64], rows: [&[f16]; 4], factors: [f64; 4], next: [&[f16]; 4]) -> [f64; 4] {
+    fn add_rows(
+        sum: &mut [f64],
+        rows: [&[f16]; GROUP],
+        factors: [f64; GROUP],
+        next: Option<[&[f16]; GROUP]>,
+    ) -> [f64; GROUP] {
         for (row, factor) in rows.into_iter().zip(factors) {
             sum.iter_mut().zip(row).for_each(|(sum, &value)| *sum += factor * value.wide());
         }
-        next.map(Self::squared_norm)
+        next.map_or([0.0; GROUP], |next| next.map(Self::squared_norm))
     }
     fn dot(row: &[f16], vector: &[f64]) -> f64 {
         row.iter().zip(vector).map(|(&value, &other)| value.wide() * other).sum()

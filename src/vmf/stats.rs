@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::kappa::Resultant;
+use super::reduce::GROUP;
 use super::rows::{self, Row, RowSource, Rows};
 use crate::kernels::column_sums::block_sums;
 use crate::kernels::normalize_rows;
@@ -26,7 +27,7 @@ const GPU_CHUNK: usize = 32 << 20;
 ///
 /// Statistics of parts merge to those of the whole, in any order (up to rounding), and are serialisable.
 ///
-/// The sum is taken in f64, four rows at a time within segments of about 2^20 elements, the segments as a binary tree. With n rows of d
+/// The sum is taken in f64, four or eight rows at a time within segments of about 2^20 elements, the segments as a binary tree. With n rows of d
 /// elements, each component of [`VmfStats::resultant`] is within (min(n, max(64, 2^20/d))/2 + d/32 + log2(n) + 10) * 2^-53 of the
 /// sum of the weighted absolute values of what was added: at d = 384, 2e-13 relative, whatever the number of rows. (From rows on a GPU:
 /// 34 * 2^-24 of it, as they are f32 there, and blocks of 256 are added there.)
@@ -171,43 +172,43 @@ impl VmfStats {
         Ok(())
     }
 
-    /// Adds rows four at a time, the norms of the next four on the way.
+    /// Adds rows a group at a time, the norms of the next group on the way.
     fn sum_wide<T: Row>(&mut self, sums: &mut [f64], rows: &[T], weights: Option<&[f64]>, first: usize) -> Result<()> {
         let dim = sums.len();
         let count = rows.len() / dim;
         // absent rows of the last group stand for its first one
-        let group = |at: usize| -> [&[T]; 4] {
+        let group = |at: usize| -> [&[T]; GROUP] {
             std::array::from_fn(|lane| {
                 let row = if at + lane < count { at + lane } else { at };
                 &rows[row * dim..][..dim]
             })
         };
         let mut squares = group(0).map(T::squared_norm);
-        for at in (0..count).step_by(4) {
-            let mut quad = group(at);
-            let mut factors = [0.0; 4];
-            for lane in 0..4.min(count - at) {
+        for at in (0..count).step_by(GROUP) {
+            let mut members = group(at);
+            let mut factors = [0.0; GROUP];
+            for lane in 0..GROUP.min(count - at) {
                 let weight = weights.map_or(1.0, |weights| weights[at + lane]);
                 if weight > 0.0 {
-                    let inverse = rows::inverse_of(PLACE, squares[lane], quad[lane], first + at + lane)?;
+                    let inverse = rows::inverse_of(PLACE, squares[lane], members[lane], first + at + lane)?;
                     factors[lane] = weight * inverse;
                     self.count += 1;
                     self.weight += weight;
                 }
             }
-            let next = group(if at + 4 < count { at + 4 } else { at });
+            let next = (at + GROUP < count).then(|| group(at + GROUP));
             let Some(seen) = factors.iter().position(|&factor| factor > 0.0) else {
-                squares = next.map(T::squared_norm);
+                squares = next.map_or(squares, |next| next.map(T::squared_norm));
                 continue;
             };
             // a skipped row may hold anything, NaN times 0 included: another stands for it
-            let present = quad[seen];
-            for lane in 0..4 {
+            let present = members[seen];
+            for lane in 0..GROUP {
                 if factors[lane] == 0.0 {
-                    quad[lane] = present;
+                    members[lane] = present;
                 }
             }
-            squares = T::add_rows(sums, quad, factors, next);
+            squares = T::add_rows(sums, members, factors, next);
         }
         Ok(())
     }
