@@ -9,6 +9,6 @@
 mod options;
 mod problem;
 
-pub use crate::kernels::attention::{AttentionElement, Output, attention};
+pub use crate::kernels::attention::{AttentionElement, Output, attention, merge_attention, merge_attention_async};
 pub use options::{Algorithm, Options, alibi_slopes};
 pub(crate) use problem::{NO_KEY, Problem, Sequence};

@@ -1,6 +1,7 @@
 //! Scaled dot-product attention: the door. The CPU's and the GPU's ways are in the rooms beside.
 
 mod cpu;
+mod merge;
 
 use half::f16;
 use ndarray::{Array3, Array4, Ix3, Ix4};
@@ -9,8 +10,11 @@ use crate::attention::{Options, Problem};
 use crate::tensor::{Element, Storage, Tensor};
 use crate::{Error, Result};
 
+pub use merge::{merge_attention, merge_attention_async};
+
 /// An element that queries, keys and values are stored in: f32 or f16. Scores, sums and the log-sum-exp are f32 all the same.
-pub trait AttentionElement: Element {
+#[allow(private_bounds)]
+pub trait AttentionElement: Element + cpu::micro::Stored {
     /// As it is computed with.
     fn widen(self) -> f32;
     /// The nearest of its kind.
