@@ -4,6 +4,8 @@ mod decode;
 pub(crate) mod micro;
 mod prefill;
 mod simd;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
@@ -61,6 +63,7 @@ fn forward_on<T: AttentionElement>(
         v,
         slopes: options.alibi.as_deref(),
         sinks: options.sinks.as_deref(),
+        lse: options.lse,
         bias: bias.zip(problem.bias_strides),
     };
     let (units, ranges) = call.units();
@@ -99,6 +102,8 @@ struct Call<'a, T> {
     v: &'a [T],
     slopes: Option<&'a [f32]>,
     sinks: Option<&'a [f32]>,
+    /// Whether the log-sum-exp is wished for.
+    lse: bool,
     /// Elements and strides.
     bias: Option<(&'a [f32], [usize; 4])>,
 }
@@ -209,6 +214,10 @@ impl<'a, T: AttentionElement> Call<'a, T> {
     /// Query and head of a unit's row.
     fn row(&self, unit: &Unit, row: usize) -> (usize, usize) {
         let group = self.problem.group();
+        if group == 1 {
+            // A division costs as much as a row of a small tile.
+            return (unit.queries.start + row, unit.kv_head);
+        }
         (unit.queries.start + row / group, unit.kv_head * group + row % group)
     }
 
@@ -272,14 +281,10 @@ impl<'a, T: AttentionElement> Call<'a, T> {
             return true;
         }
         let scale = fade / total;
-        *lse = largest + total.ln();
-        let mut bits = lse.to_bits() & 0x7fff_ffff;
-        for (to, &o) in output.iter_mut().zip(o) {
-            let x = o * scale;
-            bits = bits.max(x.to_bits() & 0x7fff_ffff);
-            *to = T::narrow(x);
+        if self.lse {
+            *lse = largest + total.ln();
         }
-        bits < 0x7f80_0000
+        self.isa.write_row(o, scale, output) & (largest + total).is_finite()
     }
 
     /// The first element of q, k, v or the bias that is not finite; else of what came of them.

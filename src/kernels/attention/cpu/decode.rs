@@ -100,7 +100,7 @@ fn range<T: AttentionElement>(
     for first in keys.clone().step_by(KEYS) {
         let count = KEYS.min(keys.end - first);
         let (k, v) = call.keys_and_values(unit, first..first + count);
-        fine &= isa.dots(k, count, d, q, rows, ldq, scores, KEYS);
+        fine &= isa.dots(k, count, d, q, rows, ldq, scores, KEYS, v);
         let whole = isa.whole(count);
         let mut bounds = [(0, 0); DECODED_ROWS];
         for (row, bounds) in bounds[..rows].iter_mut().enumerate() {
@@ -115,7 +115,9 @@ fn range<T: AttentionElement>(
         let mut fade = [0.0; micro::SOFTMAX_ROWS];
         isa.softmax(rows, whole, scores, KEYS, &bounds, m, l, &mut fade);
         isa.scale_rows(rows, ldo, o, ldo, &fade);
-        isa.weighted_sum(v, count, d_v, scores, rows, KEYS, o, ldo);
+        let next = (first + count).min(keys.end);
+        let ahead = call.keys_and_values(unit, next..keys.end.min(next + KEYS)).0;
+        isa.weighted_sum(v, count, d_v, scores, rows, KEYS, o, ldo, ahead);
     }
     fine
 }

@@ -25,6 +25,11 @@ const NO_KEY: f32 = -1e30;
 const LOWEST: f32 = -87.33;
 /// Rows of a call of [`Isa::softmax`], at most.
 pub(crate) const SOFTMAX_ROWS: usize = 64;
+/// Elements of scratch for [`Isa::pack_keys`].
+pub(crate) const PACK: usize = 16 * 256;
+const LANE: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+/// Keys between two requests for memory ahead.
+const AHEAD: usize = 16;
 
 /// What queries, keys and values are stored as.
 pub(crate) trait Stored: Copy + Default + Send + Sync + 'static {
@@ -34,6 +39,10 @@ pub(crate) trait Stored: Copy + Default + Send + Sync + 'static {
     /// That of [`Simd`]; `S::LANES` elements at `from`.
     #[doc(hidden)]
     unsafe fn load<S: Simd>(from: *const Self) -> S::V;
+    /// The elements, if they are f32.
+    fn single(elements: &[Self]) -> Option<&[f32]>;
+    /// The nearest of its kind.
+    fn nearest(x: f32) -> Self;
 }
 
 impl Stored for f32 {
@@ -41,12 +50,28 @@ impl Stored for f32 {
     unsafe fn load<S: Simd>(from: *const f32) -> S::V {
         unsafe { S::load(from) }
     }
+    #[inline(always)]
+    fn single(elements: &[f32]) -> Option<&[f32]> {
+        Some(elements)
+    }
+    #[inline(always)]
+    fn nearest(x: f32) -> f32 {
+        x
+    }
 }
 
 impl Stored for f16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const f16) -> S::V {
         unsafe { S::load_half(from) }
+    }
+    #[inline(always)]
+    fn single(_: &[f16]) -> Option<&[f32]> {
+        None
+    }
+    #[inline(always)]
+    fn nearest(x: f32) -> f16 {
+        f16::from_f32(x)
     }
 }
 
@@ -121,9 +146,11 @@ for_every_isa! {
     fn lanes() -> usize;
     /// `to` = `scale` * `from`; false if an element is not finite.
     fn pack_row<T>(from: &[T], scale: f32, to: &mut [f32]) -> bool;
+    /// `to` = `scale` * `from`, as far as `to` goes; false if an element is not finite.
+    fn write_row<T>(from: &[f32], scale: f32, to: &mut [T]) -> bool;
     /// `keys` rows of `d` as columns: panels of two vectors of keys, each (d, width), the last one vector wide where that suffices; lanes of
-    /// keys that are not there hold zeros. False if an element is not finite.
-    fn pack_keys<T>(from: &[T], keys: usize, d: usize, to: &mut [f32]) -> bool;
+    /// keys that are not there hold zeros. `rows` is scratch. False if an element is not finite.
+    fn pack_keys<T>(from: &[T], keys: usize, d: usize, to: &mut [f32], rows: &mut [f32; PACK]) -> bool;
     /// `keys` rows of `d` in panels of columns, each (keys, width) as [`Isa::pack_keys`] has them. False if an element is not finite.
     fn pack_values<T>(from: &[T], keys: usize, d: usize, to: &mut [f32]) -> bool;
     /// `c` = `a` b, or `c` += `a` b: `rows` of `k` elements, `lda` apart, times `columns` columns in panels that begin `panel` elements apart, whose first
@@ -145,9 +172,9 @@ for_every_isa! {
     fn soft_cap(s: &mut [f32], cap: f32);
     /// Products of `rows` rows (`ldq` apart, zeros from d up to a whole vector) with `keys` keys of d elements: s (rows, ld). False if one is not
     /// finite.
-    fn dots<T>(k: &[T], keys: usize, d: usize, q: &[f32], rows: usize, ldq: usize, s: &mut [f32], ld: usize) -> bool;
+    fn dots<T>(k: &[T], keys: usize, d: usize, q: &[f32], rows: usize, ldq: usize, s: &mut [f32], ld: usize, ahead: &[T]) -> bool;
     /// `o` (rows, ldo) += `p` (rows, ldp; `keys` each) times values of d elements; of `o` whole vectors are written.
-    fn weighted_sum<T>(v: &[T], keys: usize, d: usize, p: &[f32], rows: usize, ldp: usize, o: &mut [f32], ldo: usize);
+    fn weighted_sum<T>(v: &[T], keys: usize, d: usize, p: &[f32], rows: usize, ldp: usize, o: &mut [f32], ldo: usize, ahead: &[T]);
 }
 
 impl Isa {
@@ -222,13 +249,40 @@ unsafe fn exp<S: Simd>(x: S::V) -> S::V {
 #[inline(always)]
 unsafe fn pack_row<S: Simd, T: Stored>(from: &[T], scale: f32, to: &mut [f32]) -> bool {
     assert!(to.len() >= from.len());
-    let to = &mut to[..from.len()];
+    let (count, whole) = (from.len(), from.len() / S::LANES * S::LANES);
+    let mut fine = true;
+    let mut part = [0.0; 16];
+    // SAFETY: whole vectors of both, then fewer elements by way of `part`.
     unsafe {
-        widen::<S, T>(from.as_ptr(), to.len(), to.as_mut_ptr());
-        let fine = finite(to);
-        to.iter_mut().for_each(|x| *x *= scale);
-        fine
+        // 0 x is 0 for finite x alone.
+        let (by, zero) = (S::splat(scale), S::splat(0.0));
+        let mut test = zero;
+        for i in (0..whole).step_by(S::LANES) {
+            let x = T::load::<S>(from.as_ptr().add(i));
+            test = S::fma(x, zero, test);
+            S::store(to.as_mut_ptr().add(i), S::mul(x, by));
+        }
+        if whole < count {
+            let x = load_part::<S, T>(from.as_ptr().add(whole), count - whole);
+            test = S::fma(x, zero, test);
+            S::store(part.as_mut_ptr(), S::mul(x, by));
+            to[whole..count].copy_from_slice(&part[..count - whole]);
+        }
+        S::store(part.as_mut_ptr(), test);
+        fine &= part[..S::LANES].iter().all(|x| *x == 0.0);
     }
+    fine
+}
+
+#[inline(always)]
+unsafe fn write_row<S: Simd, T: Stored>(from: &[f32], scale: f32, to: &mut [T]) -> bool {
+    let mut largest = 0;
+    for (to, x) in to.iter_mut().zip(from) {
+        let x = x * scale;
+        largest = (x.to_bits() & 0x7fff_ffff).max(largest);
+        *to = T::nearest(x);
+    }
+    largest < 0x7f80_0000
 }
 
 /// `count` elements as f32.
@@ -254,23 +308,38 @@ fn width<S: Simd>(column: usize, columns: usize) -> usize {
 }
 
 #[inline(always)]
-unsafe fn pack_keys<S: Simd, T: Stored>(from: &[T], keys: usize, d: usize, to: &mut [f32]) -> bool {
+unsafe fn pack_keys<S: Simd, T: Stored>(
+    from: &[T],
+    keys: usize,
+    d: usize,
+    to: &mut [f32],
+    rows: &mut [f32; PACK],
+) -> bool {
     assert!(from.len() >= keys * d && to.len() >= keys.next_multiple_of(S::LANES) * d && d <= 256);
     // LANES rows as f32, with zeros from d up to a whole vector and for keys that are not there.
-    let mut rows = [0.0f32; 16 * 256];
     let stride = d.next_multiple_of(S::LANES);
     let mut columns = [0.0f32; 16 * 16];
-    let mut largest = 0;
+    let mut fine = true;
     for first in (0..keys).step_by(S::LANES) {
         let count = S::LANES.min(keys - first);
         if count < S::LANES {
             rows[count * stride..S::LANES * stride].fill(0.0);
         }
-        for row in 0..count {
+        // f32 rows of whole vectors are transposed from where they are.
+        let there = match T::single(&from[first * d..]) {
+            Some(there) if count == S::LANES && stride == d => {
+                fine &= finite(&there[..count * d]);
+                there.as_ptr()
+            }
+            _ => rows.as_ptr(),
+        };
+        for row in 0..if there == rows.as_ptr() { count } else { 0 } {
             // SAFETY: the row is within `from`, and stride >= d.
             unsafe { widen::<S, T>(from.as_ptr().add((first + row) * d), d, rows.as_mut_ptr().add(row * stride)) };
         }
-        largest = rows[..count * stride].iter().fold(largest, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff));
+        if there == rows.as_ptr() {
+            fine &= finite(&rows[..count * stride]);
+        }
         let panel = first / (2 * S::LANES) * 2 * S::LANES;
         let width = width::<S>(panel, keys);
         let base = panel * d + first - panel;
@@ -278,9 +347,9 @@ unsafe fn pack_keys<S: Simd, T: Stored>(from: &[T], keys: usize, d: usize, to: &
             // SAFETY: row r of the panel begins at panel * d + r * width, for r < d, and ends within the keys rounded up to whole vectors.
             unsafe {
                 if c + S::LANES <= d {
-                    S::transpose(rows.as_ptr().add(c), stride, to.as_mut_ptr().add(base + c * width), width);
+                    S::transpose(there.add(c), stride, to.as_mut_ptr().add(base + c * width), width);
                 } else {
-                    S::transpose(rows.as_ptr().add(c), stride, columns.as_mut_ptr(), S::LANES);
+                    S::transpose(there.add(c), stride, columns.as_mut_ptr(), S::LANES);
                     for row in 0..d - c {
                         let column = S::load(columns.as_ptr().add(row * S::LANES));
                         S::store(to.as_mut_ptr().add(base + (c + row) * width), column);
@@ -289,7 +358,7 @@ unsafe fn pack_keys<S: Simd, T: Stored>(from: &[T], keys: usize, d: usize, to: &
             }
         }
     }
-    largest < 0x7f80_0000
+    fine
 }
 
 #[inline(always)]
@@ -300,19 +369,25 @@ unsafe fn pack_values<S: Simd, T: Stored>(from: &[T], keys: usize, d: usize, to:
         let width = width::<S>(panel, d);
         let there = width.min(d - panel);
         let to = &mut to[panel * keys..][..width * keys];
-        for key in 0..keys {
-            // SAFETY: elements panel..panel + there of row `key`, there <= width.
-            unsafe {
-                let from = from.as_ptr().add(key * d + panel);
-                let to = to.as_mut_ptr().add(key * width);
-                for i in (0..width).step_by(S::LANES) {
-                    let x = if i + S::LANES <= there {
-                        T::load::<S>(from.add(i))
-                    } else {
-                        load_part::<S, T>(from.add(i), there - i)
-                    };
-                    S::store(to.add(i), x);
+        // SAFETY: of each row the elements panel..panel + there, there <= width.
+        unsafe {
+            let (mut from, mut to) = (from.as_ptr().add(panel), to.as_mut_ptr());
+            for _ in 0..keys {
+                if there == 2 * S::LANES {
+                    let (x, y) = (T::load::<S>(from), T::load::<S>(from.add(S::LANES)));
+                    S::store(to, x);
+                    S::store(to.add(S::LANES), y);
+                } else if there == S::LANES {
+                    S::store(to, T::load::<S>(from));
+                } else {
+                    let first = there.min(S::LANES);
+                    S::store(to, load_part::<S, T>(from, first));
+                    if width > S::LANES {
+                        S::store(to.add(S::LANES), load_part::<S, T>(from.add(S::LANES), there - first));
+                    }
                 }
+                from = from.wrapping_add(d);
+                to = to.wrapping_add(width);
             }
         }
         fine &= finite(to);
@@ -456,12 +531,22 @@ unsafe fn softmax<S: Simd>(
         for row in 0..rows {
             let scores = &mut s[row * ld..][..columns];
             let (first, end) = (seen[row].0 as usize, seen[row].1 as usize);
-            scores[..first].fill(NO_KEY);
-            scores[end..].fill(NO_KEY);
-            let at = scores.as_ptr();
-            let mut largest = S::load(at);
-            for i in (S::LANES..columns).step_by(S::LANES) {
-                largest = S::max(largest, S::load(at.add(i)));
+            let at = scores.as_mut_ptr();
+            let lowest = S::splat(NO_KEY);
+            let mut largest = lowest;
+            if first > 0 || end < columns {
+                let (first, end, mut lane) = (S::splat(first as f32), S::splat(end as f32), S::load(LANE.as_ptr()));
+                for i in (0..columns).step_by(S::LANES) {
+                    let x = S::select_less(lane, end, S::load(at.add(i)), lowest);
+                    let x = S::select_less(lane, first, lowest, x);
+                    S::store(at.add(i), x);
+                    largest = S::max(largest, x);
+                    lane = S::add(lane, S::splat(S::LANES as f32));
+                }
+            } else {
+                for i in (0..columns).step_by(S::LANES) {
+                    largest = S::max(largest, S::load(at.add(i)));
+                }
             }
             let largest = S::largest(largest).max(m[row]);
             fade[row] = m[row] - largest;
@@ -526,6 +611,16 @@ unsafe fn soft_cap<S: Simd>(s: &mut [f32], cap: f32) {
     }
 }
 
+/// Asks for the part of `ahead` that is due at `key` of `keys`.
+#[inline(always)]
+unsafe fn prefetch<S: Simd, T>(ahead: &[T], key: usize, keys: usize) {
+    let bytes = size_of_val(ahead);
+    let (from, end) = (bytes * key / keys, bytes * (key + AHEAD).min(keys) / keys);
+    for at in (from..end).step_by(64) {
+        unsafe { S::prefetch(ahead.as_ptr().cast::<u8>().wrapping_add(at)) };
+    }
+}
+
 /// `R` rows by `J` keys.
 #[inline(always)]
 unsafe fn dots_of<S: Simd, T: Stored, const R: usize, const J: usize>(
@@ -578,6 +673,7 @@ unsafe fn dots<S: Simd, T: Stored>(
     ldq: usize,
     s: &mut [f32],
     ld: usize,
+    ahead: &[T],
 ) -> bool {
     if rows == 0 {
         return true;
@@ -586,6 +682,10 @@ unsafe fn dots<S: Simd, T: Stored>(
     assert!(s.len() >= (rows - 1) * ld + keys && keys <= ld);
     let mut key = 0;
     while key < keys {
+        if key.is_multiple_of(AHEAD) {
+            // SAFETY: it may be any address.
+            unsafe { prefetch::<S, T>(ahead, key, keys) };
+        }
         let mut row = 0;
         let four = keys - key >= 4;
         while row < rows {
@@ -630,6 +730,7 @@ unsafe fn weighted_sum<S: Simd, T: Stored>(
     ldp: usize,
     o: &mut [f32],
     ldo: usize,
+    ahead: &[T],
 ) {
     if rows == 0 || keys == 0 {
         return;
@@ -642,29 +743,34 @@ unsafe fn weighted_sum<S: Simd, T: Stored>(
             && whole <= ldo
     );
     let full = S::LANES;
-    let mut row = 0;
-    while row < rows {
-        let height = (rows - row).min(4);
-        let mut column = 0;
-        while column < d {
-            let left = d - column;
-            // SAFETY: rows row..row + height of p and o and columns column.. of v and o, by the assertions.
-            unsafe {
-                let p = p.as_ptr().add(row * ldp);
-                let v = v.as_ptr().add(column);
-                let o = o.as_mut_ptr().add(row * ldo + column);
-                if left >= 4 * full && full == 16 {
-                    tile_of!(S, T, height, 4, keys, p, ldp, v, d, full, o, ldo, true);
-                    column += 4 * full;
-                } else if left >= 2 * full {
-                    tile_of!(S, T, height, 2, keys, p, ldp, v, d, full, o, ldo, true);
-                    column += 2 * full;
-                } else {
-                    tile_of!(S, T, height, 1, keys, p, ldp, v, d, left.min(full), o, ldo, true);
-                    column += full;
+    for first in (0..keys).step_by(AHEAD) {
+        let count = AHEAD.min(keys - first);
+        // SAFETY: it may be any address.
+        unsafe { prefetch::<S, T>(ahead, first, keys) };
+        let mut row = 0;
+        while row < rows {
+            let height = (rows - row).min(4);
+            let mut column = 0;
+            while column < d {
+                let left = d - column;
+                // SAFETY: rows row..row + height of p and o, keys first..first + count and columns column.. of v and o, by the assertions.
+                unsafe {
+                    let p = p.as_ptr().add(row * ldp + first);
+                    let v = v.as_ptr().add(first * d + column);
+                    let o = o.as_mut_ptr().add(row * ldo + column);
+                    if left >= 4 * full && full == 16 {
+                        tile_of!(S, T, height, 4, count, p, ldp, v, d, full, o, ldo, true);
+                        column += 4 * full;
+                    } else if left >= 2 * full {
+                        tile_of!(S, T, height, 2, count, p, ldp, v, d, full, o, ldo, true);
+                        column += 2 * full;
+                    } else {
+                        tile_of!(S, T, height, 1, count, p, ldp, v, d, left.min(full), o, ldo, true);
+                        column += full;
+                    }
                 }
             }
+            row += height;
         }
-        row += height;
     }
 }

@@ -19,6 +19,7 @@ pub(super) struct Scratch {
     keys: Vec<f32>,
     values: Vec<f32>,
     scores: Vec<f32>,
+    pack: Box<[f32; micro::PACK]>,
 }
 
 impl Scratch {
@@ -34,6 +35,7 @@ impl Scratch {
             keys: zeros(KEYS * d),
             values: zeros(KEYS * d_v),
             scores: zeros(ROWS * KEYS),
+            pack: Box::new([0.0; micro::PACK]),
         }
     }
 }
@@ -49,7 +51,7 @@ pub(super) fn unit<T: AttentionElement>(
     let (isa, group, sequence) = (call.isa, call.problem.group(), call.sequence(unit));
     let (ldo, panel) = (isa.whole(d_v), isa.panel());
     let rows = unit.queries.len() * group;
-    let Scratch { q, o, m, l, keys, values, scores } = scratch;
+    let Scratch { q, o, m, l, keys, values, scores, pack } = scratch;
     let mut fine = true;
     for (row, q) in q.chunks_exact_mut(d).take(rows).enumerate() {
         fine &= isa.pack_row(call.q_row(unit, row), scale, q);
@@ -61,7 +63,7 @@ pub(super) fn unit<T: AttentionElement>(
     for first in (seen.start / KEYS * KEYS..seen.end).step_by(KEYS) {
         let count = KEYS.min(seen.end - first);
         let (k, v) = call.keys_and_values(unit, first..first + count);
-        fine &= isa.pack_keys(k, count, d, keys);
+        fine &= isa.pack_keys(k, count, d, keys, pack);
         fine &= isa.pack_values(v, count, d_v, values);
         for row in (0..rows).step_by(ROWS) {
             let block = ROWS.min(rows - row);
@@ -81,11 +83,13 @@ pub(super) fn unit<T: AttentionElement>(
             }
             let whole = isa.whole(columns);
             let begin = first + skip;
-            let mut bounds = [(0, 0); ROWS];
-            for (r, bounds) in bounds[..block].iter_mut().enumerate() {
-                let seen = call.problem.keys(sequence, call.row(unit, row + r).0);
-                let end = seen.end.clamp(begin, begin + columns) - begin;
-                *bounds = ((seen.start.max(begin) - begin).min(end) as u32, end as u32);
+            let mut bounds = [(0, (end - begin) as u32); ROWS];
+            if call.problem.causal || call.problem.window.is_some() {
+                for (r, bounds) in bounds[..block].iter_mut().enumerate() {
+                    let seen = call.problem.keys(sequence, call.row(unit, row + r).0);
+                    let end = seen.end.clamp(begin, end) - begin;
+                    *bounds = ((seen.start.max(begin) - begin).min(end) as u32, end as u32);
+                }
             }
             if call.adjusts() {
                 for (r, &(from, end)) in bounds[..block].iter().enumerate() {
@@ -102,9 +106,9 @@ pub(super) fn unit<T: AttentionElement>(
         }
     }
     for row in 0..rows {
-        let head = row % group;
+        let (query, head) = call.row(unit, row);
+        let (query, head) = (query - unit.queries.start, head - unit.kv_head * group);
         let Piece { output, lse, .. } = &mut pieces[head];
-        let query = row / group;
         let to = &mut output[query * d_v..][..d_v];
         fine &= call.finish(call.row(unit, row).1, &o[row * ldo..], m[row], l[row], to, &mut lse[query]);
     }

@@ -30,6 +30,9 @@ pub(crate) trait Simd {
     unsafe fn into_exponent(x: Self::V) -> Self::V;
     unsafe fn sum(x: Self::V) -> f32;
     unsafe fn largest(x: Self::V) -> f32;
+    /// Asks for the cache line of an address, which need not be of anything.
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
     /// `LANES` rows of `LANES` elements, `from_stride` apart, turned into columns `to_stride` apart.
     unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
         for row in 0..Self::LANES {
@@ -57,6 +60,10 @@ mod x86 {
         type V = __m512;
         const LANES: usize = 16;
         const ROWS: usize = 12;
+        #[inline(always)]
+        unsafe fn prefetch(at: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m512 {
             unsafe { _mm512_set1_ps(x) }
@@ -151,6 +158,10 @@ mod x86 {
         type V = __m256;
         const LANES: usize = 8;
         const ROWS: usize = 6;
+        #[inline(always)]
+        unsafe fn prefetch(at: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+        }
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m256 {
             unsafe { _mm256_set1_ps(x) }
