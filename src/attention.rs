@@ -3,12 +3,14 @@
 //! ```text
 //! q, k, v -> attention -> Output { output, lse } -> merge_attention (of parts of the keys, also across devices)
 //!                           |
-//!                           +-> attention_backward -> Gradients { q, k, v, bias }
+//!                           +-> attention_backward -> Gradients { q, k, v, bias, sinks }
 //! ```
 
 mod options;
 mod problem;
 
-pub use crate::kernels::attention::{AttentionElement, Output, attention, merge_attention, merge_attention_async};
+pub use crate::kernels::attention::{
+    AttentionElement, Gradients, Output, attention, attention_backward, merge_attention, merge_attention_async,
+};
 pub use options::{Algorithm, Options, alibi_slopes};
 pub(crate) use problem::{NO_KEY, Problem, Sequence};

@@ -26,6 +26,7 @@ pub use crate::gpu::{Needs, Variant};
 /// Every kernel with every set of constants it is compiled with.
 pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {
     [
+        attention::backward_variants(),
         bessel::variants(),
         column_sums::variants(),
         limits::variants(),

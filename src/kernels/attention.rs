@@ -1,5 +1,6 @@
 //! Scaled dot-product attention: the door. The CPU's and the GPU's ways are in the rooms beside.
 
+mod backward;
 mod cpu;
 mod merge;
 
@@ -10,6 +11,8 @@ use crate::attention::{Options, Problem};
 use crate::tensor::{Element, Storage, Tensor};
 use crate::{Error, Result};
 
+pub(crate) use backward::variants as backward_variants;
+pub use backward::{Gradients, attention_backward};
 pub use merge::{merge_attention, merge_attention_async};
 
 /// An element that queries, keys and values are stored in: f32 or f16. Scores, sums and the log-sum-exp are f32 all the same.

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod attention;
+pub mod attention_backward;
 
 use std::sync::Arc;
 
