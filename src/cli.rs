@@ -2,6 +2,7 @@
 //! progress and complaints to stderr. Exit code 0: done; 2: the input is wrong, one line says how; 1: anything else.
 
 mod args;
+mod attention;
 mod bessel;
 mod clustering;
 mod complaint;
@@ -37,6 +38,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         args::Command::Vmf(args::Vmf::Fit(args)) => vmf::fit::run(&args),
         args::Command::Vmf(args::Vmf::Score(args)) => vmf::score::run(&args),
         args::Command::Vmf(args::Vmf::Sample(args)) => vmf::sample::run(&args),
+        args::Command::Attention(args) => attention::run(&args),
     })
 }
 
@@ -56,7 +58,8 @@ fn complain(text: &str) {
 /// The first paragraph of clap's complaint, without its advice.
 fn usage(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "say what to do: devices, bessel or vmf fit|score|sample (--help lists the options)".to_string();
+        return "say what to do: devices, bessel, vmf fit|score|sample or attention (--help lists the options)"
+            .to_string();
     }
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or(&text);

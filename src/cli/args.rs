@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[command(
     name = "orthant",
     version,
-    about = "Compute for embedding spaces: log-Bessel functions and von Mises-Fisher fitting"
+    about = "Compute for embedding spaces: log-Bessel functions, von Mises-Fisher fitting, attention"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -24,6 +24,8 @@ pub enum Command {
     /// Fit von Mises-Fisher distributions to embeddings, score rows with them, draw samples
     #[command(subcommand)]
     Vmf(Vmf),
+    /// Attend with the queries of a file to its keys and values
+    Attention(Box<Attention>),
 }
 
 /// What every command that computes takes.
@@ -95,6 +97,56 @@ pub enum BesselFunction {
 pub enum BesselDtype {
     F32,
     F64,
+}
+
+#[derive(Args)]
+pub struct Attention {
+    /// .safetensors or .npz with the three tensors, float16 or float32
+    pub input: PathBuf,
+    /// Queries, (q_heads, q_len, d) or with a batch axis before
+    #[arg(long, value_name = "NAME")]
+    pub q: String,
+    /// Keys, (kv_heads, kv_len, d); kv_heads divides q_heads
+    #[arg(long, value_name = "NAME")]
+    pub k: String,
+    /// Values, (kv_heads, kv_len, d_v)
+    #[arg(long, value_name = "NAME")]
+    pub v: String,
+    /// A query sees no key behind its own position; the last query is at the last key
+    #[arg(long)]
+    pub causal: bool,
+    /// A query sees so many keys, its own position's among them (without --causal: so many in either direction)
+    #[arg(long, value_name = "W")]
+    pub window: Option<usize>,
+    /// Scores become C tanh(score / C)
+    #[arg(long, value_name = "C")]
+    pub softcap: Option<f32>,
+    /// Add the linear biases of ALiBi, with its slopes for so many heads
+    #[arg(long)]
+    pub alibi: bool,
+    /// What scores are multiplied by [default: 1 / sqrt(d)]
+    #[arg(long, allow_negative_numbers = true)]
+    pub scale: Option<f32>,
+    /// One learned logit for each query head, which takes its share of the softmax
+    #[arg(long, value_name = "NAME")]
+    pub sinks: Option<String>,
+    /// Storage of the tensors [default: f16 where all three are, else f32]
+    #[arg(long, value_enum)]
+    pub dtype: Option<AttentionDtype>,
+    /// .npy to write, the output with the axes of the queries
+    #[arg(long)]
+    pub out: PathBuf,
+    /// .npy to write the log-sum-exp of each query's scores to, float32
+    #[arg(long, value_name = "FILE")]
+    pub lse: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttentionDtype {
+    F16,
+    F32,
 }
 
 #[derive(Subcommand)]

@@ -28,7 +28,7 @@ const GPU_CHUNK: usize = 32 << 20;
 /// Statistics of parts merge to those of the whole, in any order (up to rounding), and are serialisable.
 ///
 /// The sum is taken in f64, four or eight rows at a time within segments of about 2^20 elements, the segments as a binary tree. With n rows of d
-/// elements, each component of [`VmfStats::resultant`] is within (min(n, max(64, 2^20/d))/2 + d/32 + log2(n) + 10) * 2^-53 of the
+/// elements, each component of [`VmfStats::resultant`] is within (min(n, max(256, 2^20/d))/2 + d/32 + log2(n) + 10) * 2^-53 of the
 /// sum of the weighted absolute values of what was added: at d = 384, 2e-13 relative, whatever the number of rows. (From rows on a GPU:
 /// 34 * 2^-24 of it, as they are f32 there, and blocks of 256 are added there.)
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -308,7 +308,7 @@ fn length(vector: &[f64]) -> f64 {
 
 /// Rows of a segment.
 fn segment_rows(dim: usize) -> usize {
-    (SEGMENT / dim).max(64)
+    (SEGMENT / dim).max(256)
 }
 
 /// A row-major view of `buffer` with rows of `dim` elements.

@@ -217,7 +217,8 @@ impl RawArray {
         })
     }
 
-    fn floats(&self) -> anyhow::Result<Vec<f64>> {
+    /// Every element, in the order in which they lie.
+    pub fn floats(&self) -> anyhow::Result<Vec<f64>> {
         self.elements(|element| match *element {
             [a, b] => Some(f16::from_le_bytes([a, b]).to_f64()),
             [a, b, c, d] => Some(f64::from(f32::from_le_bytes([a, b, c, d]))),
