@@ -174,7 +174,7 @@ fn hostile_values() -> Result<()> {
     Ok(())
 }
 
-/// From the library's own forward pass, in f32 and f16.
+/// From the library's own forward pass, in f32.
 #[test]
 fn after_the_forward_pass() -> Result<()> {
     let setup = Setup { q_len: 90, kv_len: 80, d: 40, d_v: 24, causal: true, ..Setup::default() };

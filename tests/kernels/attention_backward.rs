@@ -100,7 +100,7 @@ fn windows(device: &Device) -> Result<()> {
         check(&tiled, &setup, false)?;
         check(&tiled, &setup, true)?;
     }
-    // Every option where the tensors still fit, and the sequences do not.
+    // Tensors that still fit go whole here too.
     for setup in with_options() {
         check(&tiled, &setup, false)?;
     }
