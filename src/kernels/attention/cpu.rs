@@ -221,12 +221,12 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         (unit.queries.start + row / group, unit.kv_head * group + row % group)
     }
 
-    /// The elements of a unit's row of q.
-    fn q_row(&self, unit: &Unit, row: usize) -> &'a [T] {
+    /// The elements of a unit's row of q, and of those behind it in memory, `count` in all.
+    fn q_rows(&self, unit: &Unit, row: usize, count: usize) -> &'a [T] {
         let sequence = self.sequence(unit);
         let (query, head) = self.row(unit, row);
         let row = (sequence.batch * self.problem.q_heads + head) * self.problem.q_len + sequence.q_start + query;
-        &self.q[row * self.problem.d..][..self.problem.d]
+        &self.q[row * self.problem.d..][..count * self.problem.d]
     }
 
     /// Keys and values of a unit.

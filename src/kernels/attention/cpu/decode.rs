@@ -94,7 +94,7 @@ fn range<T: AttentionElement>(
     let Scratch { q, scores } = scratch;
     let mut fine = true;
     for (row, q) in q.chunks_exact_mut(ldq).take(rows).enumerate() {
-        fine &= isa.pack_row(call.q_row(unit, row), scale, q);
+        fine &= isa.pack_row(call.q_rows(unit, row, 1), scale, q);
     }
     m.fill(NO_KEY);
     for first in keys.clone().step_by(KEYS) {

@@ -53,8 +53,10 @@ pub(super) fn unit<T: AttentionElement>(
     let rows = unit.queries.len() * group;
     let Scratch { q, o, m, l, keys, values, scores, pack } = scratch;
     let mut fine = true;
-    for (row, q) in q.chunks_exact_mut(d).take(rows).enumerate() {
-        fine &= isa.pack_row(call.q_row(unit, row), scale, q);
+    // With one head a key head, rows lie one after the other.
+    let (lie, calls) = if group == 1 { (rows, 1) } else { (1, rows) };
+    for (row, q) in q.chunks_exact_mut(lie * d).take(calls).enumerate() {
+        fine &= isa.pack_row(call.q_rows(unit, row, lie), scale, q);
     }
     o[..rows * ldo].fill(0.0);
     m[..rows].fill(NO_KEY);
