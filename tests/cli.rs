@@ -599,6 +599,133 @@ fn models_and_tables_that_do_not_fit() {
     complains(&folder, &["bessel", "log_iv", &fine], &["--out"]);
 }
 
+/// A safetensors file of little-endian tensors: (name, dtype, shape, bytes).
+fn safetensors(folder: &Folder, name: &str, tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> String {
+    let mut header = serde_json::Map::new();
+    let mut body = Vec::new();
+    for (name, dtype, shape, bytes) in tensors {
+        let first = body.len();
+        body.extend_from_slice(bytes);
+        header.insert(
+            (*name).into(),
+            serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [first, body.len()]}),
+        );
+    }
+    let header = Value::Object(header).to_string();
+    folder.file(name, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &body].concat())
+}
+
+fn floats(path: &str) -> (Vec<u64>, Vec<f32>) {
+    let bytes = fs::read(path).unwrap();
+    let file = npyz::NpyFile::new(&bytes[..]).unwrap();
+    (file.shape().to_vec(), file.into_vec().unwrap())
+}
+
+/// The real activations, in f32 and f16, with masks; the same by hand where that is easy.
+#[test]
+fn attention_of_a_file() {
+    let folder = Folder::new();
+    let (out, lse) = (folder.path("o.npy"), folder.path("lse.npy"));
+    let real = data("smollm2_layer08_512.safetensors");
+    let names = ["--q", "q_post_last64", "--k", "k_post", "--v", "v"];
+    let run_real = |more: &[&str]| json(&[&["attention", &real, "--out", &out][..], &names, more].concat());
+    let report = run_real(&["--causal", "--dtype", "f32", "--lse", &lse]);
+    assert_eq!(report["q"], serde_json::json!([9, 64, 64]), "{report}");
+    assert_eq!((report["dtype"].as_str(), report["k"][1].as_u64()), (Some("f32"), Some(512)), "{report}");
+    let (shape, causal) = floats(&out);
+    assert_eq!(shape, [9, 64, 64]);
+    assert_eq!(floats(&lse).0, [9, 64]);
+    // The last query sees every key in either case; others do not.
+    run_real(&["--dtype", "f32"]);
+    let plain = floats(&out).1;
+    assert_eq!(plain[63 * 64..64 * 64], causal[63 * 64..64 * 64]);
+    assert_ne!(plain[..64], causal[..64]);
+    // f16 is what the file has.
+    assert_eq!(run_real(&["--causal"])["dtype"], "f16");
+    let half: Vec<half::f16> = npyz::NpyFile::new(&fs::read(&out).unwrap()[..]).unwrap().into_vec().unwrap();
+    // Two roundings to f16 of values below 1.
+    assert!(half.iter().zip(&causal).all(|(half, single)| (half.to_f32() - single).abs() < 2e-3));
+
+    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let small = safetensors(
+        &folder,
+        "small.safetensors",
+        &[
+            ("q", "F32", &[1, 2, 1], bytes(&[0.0, 1.0])),
+            ("k", "F32", &[1, 2, 1], bytes(&[0.0, 1.0])),
+            ("v", "F32", &[1, 2, 1], bytes(&[2.0, 4.0])),
+            ("sinks", "F32", &[1], bytes(&[0.0])),
+        ],
+    );
+    let run_small = |more: &[&str]| {
+        json(&[&["attention", &small, "--q", "q", "--k", "k", "--v", "v", "--out", &out][..], more].concat());
+        floats(&out).1
+    };
+    let e = 1f32.exp();
+    for (more, expected) in [
+        (&[][..], [3.0, (2.0 + 4.0 * e) / (1.0 + e)]),
+        (&["--causal"], [2.0, (2.0 + 4.0 * e) / (1.0 + e)]),
+        (&["--window", "1"], [2.0, 4.0]),
+        (&["--scale", "0"], [3.0, 3.0]),
+        (&["--sinks", "sinks"], [2.0, (2.0 + 4.0 * e) / (2.0 + e)]),
+        // One head's slope is 2^-8.
+        (
+            &["--alibi", "--scale", "0", "--causal"],
+            [2.0, (2.0 * (-1f32 / 256.0).exp() + 4.0) / (1.0 + (-1f32 / 256.0).exp())],
+        ),
+        (&["--softcap", "0.5"], [3.0, (2.0 + 4.0 * (0.5 * 2f32.tanh()).exp()) / (1.0 + (0.5 * 2f32.tanh()).exp())]),
+    ] {
+        let actual = run_small(more);
+        assert!(actual.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{more:?}: {actual:?}, {expected:?}");
+    }
+}
+
+#[test]
+fn attention_of_what_does_not_fit() {
+    let folder = Folder::new();
+    let real = data("smollm2_layer08_512.safetensors");
+    let out = folder.path("o.npy");
+    let names = ["--q", "q_post_last64", "--k", "k_post", "--v", "v", "--out", &out];
+    let check = |more: &[&str], words: &[&str]| {
+        complains(&folder, &[&["attention", &real][..], &names, more].concat(), words);
+    };
+    check(&["--window", "0"], &["window is 0"]);
+    check(&["--softcap", "-1"], &["softcap"]);
+    check(&["--scale", "nan"], &["scale is NaN"]);
+    check(&["--dtype", "f64"], &["f64", "f16, f32"]);
+    check(&["--lse", &out], &["two outputs"]);
+    check(&["--sinks", "v"], &["expected (9,)"]);
+    let of = |q: &str, k: &str, v: &str, words: &[&str]| {
+        complains(&folder, &["attention", &real, "--q", q, "--k", k, "--v", v, "--out", &out], words);
+    };
+    of("none", "k_post", "v", &["no array is called \"none\"", "k_post"]);
+    of("k_post", "q_post_last64", "q_post_last64", &["heads"]);
+    of("q_post_last64", "k_post", "q_post_last64", &["v has shape"]);
+    complains(&folder, &["attention", &real, "--q", "v", "--k", "v", "--out", &out], &["--v"]);
+    let missing = folder.path("none.safetensors");
+    complains(&folder, &[&["attention", &missing][..], &names].concat(), &["none.safetensors", "no such file"]);
+    let fifteen = (0..15u8).collect::<Vec<u8>>();
+    let odd = safetensors(
+        &folder,
+        "odd.safetensors",
+        &[
+            ("flat", "F32", &[2, 1], vec![0; 8]),
+            ("whole", "I32", &[1, 2, 1], vec![0; 8]),
+            ("nan", "F32", &[1, 2, 1], [0f32, f32::NAN].map(f32::to_le_bytes).concat()),
+            ("fine", "F32", &[1, 2, 1], vec![0; 8]),
+        ],
+    );
+    let odd = |q: &str, k: &str, v: &str, words: &[&str]| {
+        complains(&folder, &["attention", &odd, "--q", q, "--k", k, "--v", v, "--out", &out], words);
+    };
+    odd("flat", "fine", "fine", &["flat has shape (2, 1)"]);
+    odd("fine", "whole", "fine", &["the elements of whole are"]);
+    odd("nan", "fine", "fine", &["q at index 1 is NaN"]);
+    odd("fine", "fine", "nan", &["v at index 1 is NaN"]);
+    let cut = folder.file("cut.safetensors", fifteen);
+    complains(&folder, &[&["attention", &cut][..], &names].concat(), &["cut.safetensors"]);
+}
+
 /// Bad input is found before a device is opened, so that no driver adds a line.
 #[test]
 fn drivers_do_not_speak_first() {

@@ -1,5 +1,6 @@
 //! The families, in the order in which they run.
 
+mod attention;
 mod bessel;
 mod matmul;
 mod peak;
@@ -12,7 +13,12 @@ use crate::harness::{Bench, Place};
 
 type Family = fn(&mut Bench, &[Place]) -> Result<()>;
 
-pub const FAMILIES: &[(&str, Family)] =
-    &[("bessel", bessel::run), ("matmul", matmul::run), ("vmf", vmf::run), ("transfer", transfer::run)];
+pub const FAMILIES: &[(&str, Family)] = &[
+    ("bessel", bessel::run),
+    ("matmul", matmul::run),
+    ("vmf", vmf::run),
+    ("attention", attention::run),
+    ("transfer", transfer::run),
+];
 
 pub use peak::child as peak_memory;

@@ -119,7 +119,7 @@ pub struct Attention {
     #[arg(long, value_name = "W")]
     pub window: Option<usize>,
     /// Scores become C tanh(score / C)
-    #[arg(long, value_name = "C")]
+    #[arg(long, value_name = "C", allow_negative_numbers = true)]
     pub softcap: Option<f32>,
     /// Add the linear biases of ALiBi, with its slopes for so many heads
     #[arg(long)]
