@@ -1,13 +1,17 @@
 //! The list of rooms: each checks its inputs, allocates its output and runs, on the CPU or on a GPU.
 
+pub(crate) mod activation_unit;
 pub(crate) mod attention;
 pub(crate) mod bessel;
 pub(crate) mod column_sums;
+pub(crate) mod interacting_layer;
+mod lanes;
 #[doc(hidden)]
 pub mod limits;
 pub(crate) mod matmul;
 mod mixture_posterior;
 pub(crate) mod normalize_rows;
+pub(crate) mod strips;
 
 use std::sync::Arc;
 
@@ -26,13 +30,16 @@ pub use crate::gpu::{Needs, Variant};
 /// Every kernel with every set of constants it is compiled with.
 pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {
     [
+        activation_unit::variants(),
         attention::backward_variants(),
         bessel::variants(),
         column_sums::variants(),
+        interacting_layer::variants(),
         limits::variants(),
         matmul::variants(),
         mixture_posterior::variants(),
         normalize_rows::variants(),
+        strips::variants(),
     ]
     .into_iter()
     .flatten()

@@ -5,6 +5,8 @@ mod attention_backward;
 #[path = "kernels/bessel.rs"]
 mod bessel;
 mod common;
+#[path = "kernels/ctr.rs"]
+mod ctr;
 #[path = "kernels/limits.rs"]
 mod limits;
 #[path = "kernels/matrix.rs"]
@@ -47,10 +49,11 @@ fn a_planted_error_is_found() -> Result<(), Failed> {
 }
 
 fn main() {
-    let cases: Vec<Case> = [attention_backward::cases(), bessel::cases(), limits::cases(), matrix::cases()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let cases: Vec<Case> =
+        [attention_backward::cases(), bessel::cases(), ctr::cases(), limits::cases(), matrix::cases()]
+            .into_iter()
+            .flatten()
+            .collect();
     let subjects: BTreeSet<_> = cases.iter().map(|case| case.subject).collect();
     let others = vec![
         Trial::test("no kernel without a case", move || no_kernel_without_a_case(&subjects)),
