@@ -82,6 +82,11 @@ impl Gpu {
         self.inner.limits.max_storage_buffer_binding_size.min(u64::from(u32::MAX)) & !3
     }
 
+    /// Bytes of memory that the invocations of a workgroup share.
+    pub(crate) fn workgroup_memory(&self) -> u32 {
+        self.inner.limits.max_compute_workgroup_storage_size
+    }
+
     /// Submits what is recorded so far without waiting for it.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
     [
         activation_unit::variants(),
         attention::backward_variants(),
+        attention::variants(),
         bessel::variants(),
         column_sums::variants(),
         interacting_layer::variants(),

@@ -1,5 +1,7 @@
 //! CPU against GPU, on every adapter: one case at least for every kernel.
 
+#[path = "kernels/attention.rs"]
+mod attention;
 #[path = "kernels/attention_backward.rs"]
 mod attention_backward;
 #[path = "kernels/bessel.rs"]
@@ -49,11 +51,17 @@ fn a_planted_error_is_found() -> Result<(), Failed> {
 }
 
 fn main() {
-    let cases: Vec<Case> =
-        [attention_backward::cases(), bessel::cases(), ctr::cases(), limits::cases(), matrix::cases()]
-            .into_iter()
-            .flatten()
-            .collect();
+    let cases: Vec<Case> = [
+        attention::cases(),
+        attention_backward::cases(),
+        bessel::cases(),
+        ctr::cases(),
+        limits::cases(),
+        matrix::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let subjects: BTreeSet<_> = cases.iter().map(|case| case.subject).collect();
     let others = vec![
         Trial::test("no kernel without a case", move || no_kernel_without_a_case(&subjects)),

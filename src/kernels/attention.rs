@@ -2,6 +2,7 @@
 
 mod backward;
 mod cpu;
+mod gpu;
 mod merge;
 
 use half::f16;
@@ -41,6 +42,8 @@ impl AttentionElement for f16 {
     }
 }
 
+pub(crate) use gpu::variants;
+
 /// What an attention gives.
 #[derive(Debug, Clone)]
 pub struct Output<T: AttentionElement> {
@@ -61,6 +64,9 @@ pub struct Output<T: AttentionElement> {
 /// [`Error::Shape`] and [`Error::Argument`] name what does not fit; [`Error::Domain`] an element that is not finite; [`Error::DeviceMismatch`];
 /// [`Error::Unsupported`] for an [`Algorithm`](crate::attention::Algorithm) that the adapter cannot run.
 ///
+/// `Algorithm::Auto` takes large tiles on hardware with 32 KiB of workgroup memory, else the portable ones. Where a key head has fewer than 32 rows
+/// (queries times heads of its group), its keys are split until about 256 workgroups run, of at least 128 keys each, and the parts merged.
+///
 /// Source: Dao et al. 2022 (online softmax over tiles), Dao 2023 (split keys).
 pub fn attention<T: AttentionElement>(
     q: &Tensor<T, Ix4>,
@@ -77,8 +83,9 @@ pub fn attention<T: AttentionElement>(
             let (output, lse) = cpu::forward(&problem, options, &q, &k, &v)?;
             Ok(Output { output: Tensor::host(output), lse: options.lse.then(|| Tensor::host(lse)) })
         }
-        (Storage::Gpu(gpu, _), ..) => {
-            Err(Error::Unsupported { place: "attention", feature: "a GPU", device: gpu.to_string() })
+        (Storage::Gpu(gpu, _), Storage::Gpu(..), Storage::Gpu(..)) => {
+            let (output, lse) = gpu::forward(gpu, &problem, options, q, k, v)?;
+            Ok(Output { output, lse: options.lse.then_some(lse) })
         }
         _ => unreachable!("all are on one device"),
     }

@@ -1,0 +1,489 @@
+//! The GPU's way: one dispatch of tiles, or windows of them where a tensor exceeds a binding, and a merge where keys are split.
+
+use half::f16;
+use ndarray::{Ix3, Ix4};
+
+use super::*;
+use crate::attention::Algorithm;
+use crate::gpu::{Buffer, Check, Constant, Finding, Gpu, Kernel, Needs, Params, View, params, shader};
+use crate::tensor::Storage;
+
+mod windows;
+
+use windows::Region;
+
+params! {
+    /// As in `shaders/attention/forward.wgsl`.
+    ForwardParams {
+        q_offset: u32,
+        k_offset: u32,
+        v_offset: u32,
+        bias_offset: u32,
+        out_offset: u32,
+        lse_offset: u32,
+        flags: u32,
+        splits: u32,
+        d: u32,
+        d_v: u32,
+        q_heads: u32,
+        kv_heads: u32,
+        q_len: u32,
+        kv_len: u32,
+        group: u32,
+        sequences: u32,
+        first_sequence: u32,
+        first_head: u32,
+        heads: u32,
+        first_member: u32,
+        members: u32,
+        first_query: u32,
+        queries: u32,
+        first_key: u32,
+        last_key: u32,
+        tiles: u32,
+        groups: u32,
+        groups_x: u32,
+        window: u32,
+        scale: f32,
+        softcap: f32,
+        slot: u32,
+        bias_sequence: u32,
+        bias_head: u32,
+        bias_query: u32,
+        bias_key: u32,
+        slot_rows: u32,
+        pad0: u32,
+        pad1: u32,
+        pad2: u32,
+    }
+}
+
+params! {
+    /// As in `shaders/attention/merge.wgsl`.
+    MergeParams {
+        words: u32,
+        d_v: u32,
+        elements: u32,
+        parts: u32,
+        part_stride: u32,
+        lse_stride: u32,
+        part_offset: u32,
+        part_lse_offset: u32,
+        out_offset: u32,
+        lse_offset: u32,
+        groups_x: u32,
+        pad0: u32,
+    }
+}
+
+static FORWARD: Kernel = Kernel {
+    name: "attention",
+    sources: &[shader!("attention/forward.wgsl"), shader!("attention/by_workgroup.wgsl")],
+    needs: Needs { f64: false, f16: false },
+    fields: ForwardParams::FIELDS,
+    params_bytes: size_of::<ForwardParams>(),
+};
+
+/// The same in 32 KiB of workgroup memory.
+static FORWARD_LARGE: Kernel = Kernel {
+    name: "attention_large",
+    sources: &[shader!("attention/forward.wgsl"), shader!("attention/by_workgroup.wgsl")],
+    needs: Needs { f64: false, f16: false },
+    fields: ForwardParams::FIELDS,
+    params_bytes: size_of::<ForwardParams>(),
+};
+
+static MERGE: Kernel = Kernel {
+    name: "attention_merge",
+    sources: &[shader!("attention/merge.wgsl")],
+    needs: Needs { f64: false, f16: false },
+    fields: MergeParams::FIELDS,
+    params_bytes: size_of::<MergeParams>(),
+};
+
+const CAUSAL: u32 = 1;
+const WINDOW: u32 = 2;
+const SOFTCAP: u32 = 4;
+const ALIBI: u32 = 8;
+const SINKS: u32 = 16;
+const BIAS: u32 = 32;
+const TABLE: u32 = 64;
+const HALF_OUT: u32 = 128;
+
+const PLACE: &str = "attention";
+const NOT_FINITE: Finding = Finding { quantity: "q, k or v", expected: "finite", found: "not finite, in a row" };
+
+/// Sizes of a workgroup's tile: head size, query rows, keys, columns of k and keys of v at a time, rows of invocations.
+#[derive(Debug, Clone, Copy)]
+struct Tile {
+    d: u32,
+    rows: u32,
+    keys: u32,
+    columns: u32,
+    values: u32,
+    lanes: u32,
+}
+
+/// (d, rows, keys, columns, values) within 16 KiB, 64 invocations.
+const PORTABLE: [(u32, u32, u32, u32, u32); 8] = [
+    (16, 32, 32, 16, 32),
+    (32, 32, 32, 32, 32),
+    (64, 32, 16, 64, 16),
+    (80, 16, 16, 80, 16),
+    (96, 16, 16, 96, 16),
+    (128, 16, 16, 64, 8),
+    (192, 8, 16, 64, 4),
+    (256, 8, 16, 64, 4),
+];
+/// The same within 32 KiB, 128 invocations.
+const LARGE: [(u32, u32, u32, u32, u32); 8] = [
+    (16, 64, 32, 16, 32),
+    (32, 64, 32, 32, 32),
+    (64, 32, 32, 64, 32),
+    (80, 32, 32, 80, 32),
+    (96, 32, 16, 96, 16),
+    (128, 32, 16, 64, 8),
+    (192, 16, 16, 64, 4),
+    (256, 16, 16, 64, 4),
+];
+
+impl Tile {
+    fn new(size: usize, large: bool) -> Self {
+        let (table, lanes) = if large { (LARGE, 16) } else { (PORTABLE, 8) };
+        let found = table.into_iter().find(|tile| tile.0 as usize >= size);
+        let Some((d, rows, keys, columns, values)) = found else { unreachable!("head sizes are checked") };
+        Self { d, rows, keys, columns, values, lanes }
+    }
+
+    fn constants(&self, half: bool) -> [(&'static str, Constant); 7] {
+        [
+            ("D", Constant::U32(self.d)),
+            ("HALF", Constant::U32(half.into())),
+            ("BQ", Constant::U32(self.rows)),
+            ("BK", Constant::U32(self.keys)),
+            ("DC", Constant::U32(self.columns)),
+            ("BKV", Constant::U32(self.values)),
+            ("TR", Constant::U32(self.lanes)),
+        ]
+    }
+}
+
+fn merge_constants(half: bool, half_out: bool) -> [(&'static str, Constant); 2] {
+    [("HALF", Constant::U32(half.into())), ("HALF_OUT", Constant::U32(half_out.into()))]
+}
+
+pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {
+    let mut all = Vec::new();
+    for half in [false, true] {
+        for (kernel, table, large) in [(&FORWARD, PORTABLE, false), (&FORWARD_LARGE, LARGE, true)] {
+            all.extend(table.map(|(d, ..)| (kernel, Tile::new(d as usize, large).constants(half).to_vec())));
+        }
+        all.push((&MERGE, merge_constants(false, half).to_vec()));
+    }
+    all
+}
+
+/// One call on a GPU: everything that its dispatches share.
+struct Call<'a> {
+    gpu: &'a Gpu,
+    problem: &'a Problem,
+    kernel: &'static Kernel,
+    tile: Tile,
+    half: bool,
+    flags: u32,
+    /// Elements of q, k and v have so many bytes.
+    element: usize,
+    splits: Option<usize>,
+    inputs: [&'a Buffer; 4],
+    tables: Option<&'a Buffer>,
+    ragged: bool,
+    /// [rows, d_v], f16 pairs if `half_out`.
+    out: &'a Buffer,
+    half_out: bool,
+    lse: &'a Buffer,
+    check: &'a Check,
+}
+
+/// Output and log-sum-exp on `gpu`.
+pub(super) fn forward<T: AttentionElement>(
+    gpu: &Gpu,
+    problem: &Problem,
+    options: &Options,
+    q: &Tensor<T, Ix4>,
+    k: &Tensor<T, Ix4>,
+    v: &Tensor<T, Ix4>,
+) -> Result<(Tensor<T, Ix4>, Tensor<f32, Ix3>)> {
+    let large = match options.algorithm {
+        Algorithm::Auto => gpu.workgroup_memory() >= LARGE_BYTES && gpu.info().kind != crate::AdapterKind::Software,
+        Algorithm::Portable => false,
+        Algorithm::LargeTiles if gpu.workgroup_memory() >= LARGE_BYTES => true,
+        Algorithm::LargeTiles => return unsupported(gpu, "32 KiB of workgroup memory"),
+        Algorithm::Subgroups => return unsupported(gpu, "attention by subgroups"),
+        Algorithm::CooperativeMatrices => return unsupported(gpu, "attention by cooperative matrices"),
+    };
+    // Positions and windows are counted in i32.
+    let longest = problem.q_len.max(problem.kv_len);
+    if longest > 1 << 28 {
+        let (needed, limit, device) = (longest as u64, 1 << 28, gpu.to_string());
+        return Err(Error::TooLarge { place: PLACE, quantity: "a sequence", needed, limit, device });
+    }
+    let rows = problem.batch * problem.q_heads * problem.q_len;
+    let half = T::NAME == f16::NAME;
+    // Rows of an odd length share words of f16: they go through f32, and a pass over words.
+    let odd = half && problem.d_v % 2 == 1;
+    let element = size_of::<T>();
+    let out = gpu.allocate(PLACE, (rows * problem.d_v * element) as u64)?;
+    let wide = odd.then(|| gpu.allocate(PLACE, (rows * problem.d_v * 4) as u64)).transpose()?;
+    let lse = gpu.allocate(PLACE, (rows * 4) as u64)?;
+    let check = gpu.check(PLACE, &[NOT_FINITE])?;
+    let bias = options.bias.as_ref().map(Tensor::storage);
+    let (Storage::Gpu(_, q_buffer), Storage::Gpu(_, k_buffer), Storage::Gpu(_, v_buffer)) =
+        (q.storage(), k.storage(), v.storage())
+    else {
+        unreachable!("all are on one device")
+    };
+    let (bias, bias_checks) = match (&bias, &options.bias) {
+        (Some(Storage::Gpu(_, buffer)), Some(tensor)) => (buffer.as_ref(), tensor.checks()),
+        _ => (q_buffer.as_ref(), &[][..]),
+    };
+    let tables = tables(problem, options);
+    let tables = (!tables.is_empty()).then(|| gpu.upload(PLACE, bytemuck::cast_slice(&tables))).transpose()?;
+    let mut flags = 0;
+    for (flag, set) in [
+        (CAUSAL, problem.causal),
+        (WINDOW, problem.window.is_some()),
+        (SOFTCAP, problem.softcap.is_some()),
+        (ALIBI, options.alibi.is_some()),
+        (SINKS, options.sinks.is_some()),
+        (BIAS, problem.bias_strides.is_some()),
+        (TABLE, tables.is_some()),
+    ] {
+        flags |= if set { flag } else { 0 };
+    }
+    let call = Call {
+        gpu,
+        problem,
+        kernel: if large { &FORWARD_LARGE } else { &FORWARD },
+        tile: Tile::new(problem.d.max(problem.d_v), large),
+        half,
+        flags,
+        element,
+        splits: options.splits,
+        inputs: [q_buffer, k_buffer, v_buffer, bias],
+        tables: tables.as_ref(),
+        ragged: options.ragged.is_some(),
+        out: wide.as_ref().unwrap_or(&out),
+        half_out: half && !odd,
+        lse: &lse,
+        check: &check,
+    };
+    if rows > 0 {
+        call.region(Region::whole(problem))?;
+        if let Some(wide) = &wide {
+            call.narrow(wide, &lse, &out, rows * problem.d_v)?;
+        }
+    }
+    let checks =
+        crate::kernels::inherit(&[std::slice::from_ref(&check), q.checks(), k.checks(), v.checks(), bias_checks]);
+    let dim = Ix4(problem.batch, problem.q_heads, problem.q_len, problem.d_v);
+    let lse = Tensor::on_gpu(gpu, lse, Ix3(problem.batch, problem.q_heads, problem.q_len), checks.clone());
+    Ok((Tensor::on_gpu(gpu, out, dim, checks), lse))
+}
+
+const LARGE_BYTES: u32 = 32 << 10;
+
+fn unsupported<R>(gpu: &Gpu, feature: &'static str) -> Result<R> {
+    Err(Error::Unsupported { place: PLACE, feature, device: gpu.to_string() })
+}
+
+/// What the shader reads of sequences and heads; nothing where sequences are the batches in full and heads are all alike.
+fn tables(problem: &Problem, options: &Options) -> Vec<u32> {
+    if options.ragged.is_none() && options.key_lengths.is_none() && options.sinks.is_none() && options.alibi.is_none() {
+        return Vec::new();
+    }
+    let sequence = |sequence: &crate::attention::Sequence| {
+        let q_row = sequence.batch * problem.q_heads * problem.q_len + sequence.q_start;
+        let kv_row = sequence.batch * problem.kv_heads * problem.kv_len + sequence.kv_start;
+        [q_row as u32, sequence.q_len as u32, kv_row as u32, sequence.kv_len as u32]
+    };
+    let none = vec![0.0; problem.q_heads];
+    let per_head = [&options.sinks, &options.alibi].map(|values| values.as_ref().unwrap_or(&none));
+    let per_head = per_head.into_iter().flatten().map(|value| value.to_bits());
+    problem.sequences.iter().flat_map(sequence).chain(per_head).collect()
+}
+
+impl Call<'_> {
+    /// Records the attention of `rows` workgroups' regions to `out` and `lse`, whose first row is `base` and whose slots are `slot_rows` apart.
+    #[allow(clippy::too_many_arguments)]
+    fn dispatch(
+        &self,
+        region: &Region,
+        splits: usize,
+        slot: usize,
+        with_sinks: bool,
+        half_out: bool,
+        (out, lse): (&Buffer, &Buffer),
+        (base, slot_rows): (usize, usize),
+    ) -> Result<()> {
+        let (gpu, problem) = (self.gpu, self.problem);
+        let alignment = gpu.binding_alignment();
+        let window = |buffer, (first, count): (usize, usize), bytes: usize| {
+            let (view, shift) =
+                View::window(buffer, (first * bytes) as u64, ((count * bytes).max(4)) as u64, alignment);
+            (view, ((shift as usize / bytes) as u32).wrapping_sub(first as u32))
+        };
+        let spans = region.spans(problem);
+        let (q, q_offset) = window(self.inputs[0], spans.q, self.element);
+        let (k, k_offset) = window(self.inputs[1], spans.k, self.element);
+        let (v, v_offset) = window(self.inputs[2], spans.v, self.element);
+        let (bias, bias_offset) = match problem.bias_strides {
+            Some(_) => window(self.inputs[3], spans.bias, 4),
+            None => (q, 0),
+        };
+        let own = spans.rows;
+        let slots = slot + splits;
+        let out_element = if half_out { 2 } else { 4 };
+        let (out_first, lse_first) = (own.0 - base, own.0 - base);
+        let (out_rows, lse_rows) = ((slots - 1) * slot_rows + own.1, (slots - 1) * slot_rows + own.1);
+        let (out, out_offset) = window(out, (out_first * problem.d_v, out_rows * problem.d_v), out_element);
+        let (lse, lse_offset) = window(lse, (lse_first, lse_rows), 4);
+        let tables = self.tables.map_or(q, Buffer::view);
+        let members = region.members.len();
+        let queries = region.queries.len();
+        let tiles = (members * queries).div_ceil(self.tile.rows as usize);
+        let groups = tiles * region.heads.len() * region.sequences.len() * splits;
+        let grid = gpu.grid(PLACE, groups as u64)?;
+        let strides = problem.bias_strides.unwrap_or([0; 4]);
+        let mut flags = self.flags;
+        if !with_sinks {
+            flags &= !SINKS;
+        }
+        if half_out {
+            flags |= HALF_OUT;
+        }
+        let params = ForwardParams {
+            q_offset,
+            k_offset,
+            v_offset,
+            bias_offset,
+            // Indices into out and lse are those of the whole, moved down by the rows before this part's first.
+            out_offset: out_offset.wrapping_sub((base as u32).wrapping_mul(problem.d_v as u32)),
+            lse_offset: lse_offset.wrapping_sub(base as u32),
+            flags,
+            splits: splits as u32,
+            d: problem.d as u32,
+            d_v: problem.d_v as u32,
+            q_heads: problem.q_heads as u32,
+            kv_heads: problem.kv_heads as u32,
+            q_len: problem.q_len as u32,
+            kv_len: problem.kv_len as u32,
+            group: problem.group() as u32,
+            sequences: problem.sequences.len() as u32,
+            first_sequence: region.sequences.start as u32,
+            first_head: region.heads.start as u32,
+            heads: region.heads.len() as u32,
+            first_member: region.members.start as u32,
+            members: members as u32,
+            first_query: region.queries.start as u32,
+            queries: queries as u32,
+            first_key: region.keys.start as u32,
+            last_key: region.keys.end as u32,
+            tiles: tiles as u32,
+            groups: groups as u32,
+            groups_x: grid[0],
+            window: problem.window.map_or(0, |window| window.min(1 << 29)) as u32,
+            scale: problem.scale,
+            softcap: problem.softcap.unwrap_or(1.0),
+            slot: slot as u32,
+            bias_sequence: strides[0] as u32,
+            bias_head: strides[1] as u32,
+            bias_query: strides[2] as u32,
+            bias_key: strides[3] as u32,
+            slot_rows: slot_rows as u32,
+            pad0: 0,
+            pad1: 0,
+            pad2: 0,
+        };
+        let constants = self.tile.constants(self.half);
+        let bindings = [q, k, v, bias, tables, out, lse, self.check.view()];
+        gpu.run(self.kernel, &constants, &params, &bindings, grid)
+    }
+
+    /// Records `out` and `lse`, rows from `row` on, from `parts` parts of `rows` rows.
+    #[allow(clippy::too_many_arguments)]
+    fn merge(
+        &self,
+        part: &Buffer,
+        part_lse: &Buffer,
+        parts: usize,
+        rows: usize,
+        (out, lse): (&Buffer, &Buffer),
+        row: usize,
+        half_out: bool,
+    ) -> Result<()> {
+        let d_v = self.problem.d_v;
+        let alignment = self.gpu.binding_alignment();
+        let element = if half_out { 2 } else { 4 };
+        let (out, out_shift) =
+            View::window(out, (row * d_v * element) as u64, (rows * d_v * element) as u64, alignment);
+        let (lse, lse_shift) = View::window(lse, (row * 4) as u64, (rows * 4) as u64, alignment);
+        let words = (rows * d_v * element).div_ceil(4);
+        let grid = self.gpu.grid(PLACE, words.div_ceil(64) as u64)?;
+        let params = MergeParams {
+            words: words as u32,
+            d_v: d_v as u32,
+            elements: (rows * d_v) as u32,
+            parts: parts as u32,
+            part_stride: (rows * d_v) as u32,
+            lse_stride: rows as u32,
+            part_offset: 0,
+            part_lse_offset: 0,
+            out_offset: (out_shift as usize / element) as u32,
+            lse_offset: lse_shift as u32 / 4,
+            groups_x: grid[0],
+            pad0: 0,
+        };
+        let bindings = [part.view(), part_lse.view(), out, lse];
+        self.gpu.run(&MERGE, &merge_constants(false, half_out), &params, &bindings, grid)
+    }
+
+    /// Records the f16 of `elements` f32, in windows of whole words: a merge of one part, whose log-sum-exps it leaves as they are.
+    fn narrow(&self, wide: &Buffer, lse: &Buffer, out: &Buffer, elements: usize) -> Result<()> {
+        let d_v = self.problem.d_v;
+        let alignment = self.gpu.binding_alignment();
+        // Two rows are whole words, whatever their length.
+        let limit = (self.gpu.max_binding() - alignment - 4) as usize;
+        let step = limit / (d_v * 8) * 2;
+        let rows = elements / d_v;
+        let spare = self.gpu.allocate(PLACE, (rows * 4) as u64)?;
+        for row in (0..rows).step_by(step) {
+            let count = step.min(rows - row);
+            let window = |buffer, bytes: usize| {
+                let (view, shift) = View::window(buffer, (row * bytes) as u64, (count * bytes) as u64, alignment);
+                (view, shift as u32)
+            };
+            let (part, part_shift) = window(wide, d_v * 4);
+            let (part_lse, part_lse_shift) = window(lse, 4);
+            let (out, out_shift) = window(out, d_v * 2);
+            let (spare, spare_shift) = window(&spare, 4);
+            let words = (count * d_v).div_ceil(2);
+            let grid = self.gpu.grid(PLACE, words.div_ceil(64) as u64)?;
+            let params = MergeParams {
+                words: words as u32,
+                d_v: d_v as u32,
+                elements: (count * d_v) as u32,
+                parts: 1,
+                part_stride: 0,
+                lse_stride: 0,
+                part_offset: part_shift / 4,
+                part_lse_offset: part_lse_shift / 4,
+                out_offset: out_shift / 2,
+                lse_offset: spare_shift / 4,
+                groups_x: grid[0],
+                pad0: 0,
+            };
+            self.gpu.run(&MERGE, &merge_constants(false, true), &params, &[part, part_lse, out, spare], grid)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,256 @@
+//! Attention on every adapter, each algorithm it has, against its definition in f64.
+
+use anyhow::{Context, Result, ensure};
+use half::f16;
+use ndarray::{Array4, ArrayView4};
+use orthant::attention::{Algorithm, AttentionElement, Options, attention};
+use orthant::{Device, Error};
+
+use crate::common::attention::{Setup, forward, noise, row_error};
+use crate::common::{Case, poison};
+
+/// Of a row's largest output, or of a tenth of the largest value where that is more: a weight is off by the rounding of a score (up to 3 here) and by WGSL's exp
+/// (3 + 2 |x| ulps), some 1e-6 in all, and so is a sum of weights times values, but an output may be the small difference of large terms.
+const F32: f64 = 1e-5;
+/// Outputs rounded to f16 (5e-4); inputs are f16 for the oracle too.
+const F16: f64 = 2e-3;
+
+fn array<T: AttentionElement>(shape: [usize; 4], values: &[f32]) -> Result<Array4<T>> {
+    Ok(ArrayView4::from_shape(shape, values)?.mapv(T::narrow))
+}
+
+fn options(device: &Device, setup: &Setup) -> Result<Options> {
+    let mut options = Options::new().lse();
+    if let Some(scale) = setup.scale {
+        options = options.scale(scale as f32);
+    }
+    if setup.causal {
+        options = options.causal();
+    }
+    if let Some(window) = setup.window {
+        options = options.window(window);
+    }
+    if let Some(cap) = setup.softcap {
+        options = options.softcap(cap as f32);
+    }
+    if let Some(slopes) = &setup.alibi {
+        options = options.alibi(slopes.clone());
+    }
+    if let Some(sinks) = &setup.sinks {
+        options = options.sinks(sinks.clone());
+    }
+    if let Some((shape, bias)) = &setup.bias {
+        options = options.bias(device.tensor(&array::<f32>(*shape, bias)?)?);
+    }
+    if let Some(lengths) = &setup.key_lengths {
+        options = options.key_lengths(lengths.clone());
+    }
+    if let Some((q, kv)) = &setup.ragged {
+        options = options.ragged(q.clone(), kv.clone());
+    }
+    Ok(options)
+}
+
+/// Runs `setup` on `device` and compares output and log-sum-exp; two runs must agree bit for bit.
+fn check<T: AttentionElement>(
+    device: &Device,
+    setup: &Setup,
+    change: impl Fn(Options) -> Options,
+    data: [&[f32]; 3],
+    bound: f64,
+) -> Result<()> {
+    let &Setup { batch, q_heads, kv_heads, q_len, kv_len, d, d_v, .. } = setup;
+    let q = array::<T>([batch, q_heads, q_len, d], data[0])?;
+    let k = array::<T>([batch, kv_heads, kv_len, d], data[1])?;
+    let v = array::<T>([batch, kv_heads, kv_len, d_v], data[2])?;
+    let wide = |array: &Array4<T>| array.iter().map(|value| f64::from(value.widen())).collect::<Vec<_>>();
+    let expected = forward(setup, &wide(&q), &wide(&k), &wide(&v));
+    let largest = wide(&v).into_iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
+    let options = change(options(device, setup)?);
+    let (q, k, v) = (device.tensor(&q)?, device.tensor(&k)?, device.tensor(&v)?);
+    poison(device, batch * q_heads * q_len * d_v * 4)?;
+    let result = attention(&q, &k, &v, &options)?;
+    let output = result.output.to_array()?;
+    ensure!(output.shape() == [batch, q_heads, q_len, d_v]);
+    let (error, row) = row_error(&wide(&output), &expected.output, d_v, 0.1 * largest);
+    ensure!(error <= bound, "output row {row} is off by {error:e} > {bound:e}: {setup:?}");
+    let lse = result.lse.context("a log-sum-exp")?.to_array()?;
+    for (row, (&actual, &expected)) in lse.iter().zip(&expected.lse).enumerate() {
+        let error = (f64::from(actual) - expected).abs();
+        // The rounding of scores up to their own size.
+        ensure!(error <= F32 * expected.abs().max(1.0), "lse {row}: {actual} expected {expected}: {setup:?}");
+    }
+    let again = attention(&q, &k, &v, &options)?.output.to_array()?;
+    ensure!(again == output, "two runs differ: {setup:?}");
+    Ok(())
+}
+
+fn random<T: AttentionElement>(
+    device: &Device,
+    setup: &Setup,
+    change: impl Fn(Options) -> Options,
+    bound: f64,
+) -> Result<()> {
+    let [q, k, v] = setup.sizes();
+    check::<T>(device, setup, change, [&noise(q, 1), &noise(k, 2), &noise(v, 3)], bound)
+}
+
+fn each(device: &Device, algorithm: Algorithm, setup: &Setup) -> Result<()> {
+    random::<f32>(device, setup, |options| options.algorithm(algorithm), F32)?;
+    random::<f16>(device, setup, |options| options.algorithm(algorithm), F16)
+}
+
+/// Lengths around a tile, and every size of head.
+fn shapes(device: &Device, algorithm: Algorithm) -> Result<()> {
+    for length in [0, 1, 15, 16, 17, 33] {
+        for queries in [0, 1, 31, 32, 33] {
+            each(device, algorithm, &Setup::new(1, (2, 1), (queries, length), (16, 16)))?;
+        }
+    }
+    for (d, d_v) in [(1, 1), (3, 5), (32, 32), (64, 64), (80, 80), (96, 7), (128, 128), (192, 128), (256, 256)] {
+        each(device, algorithm, &Setup::new(2, (4, 2), (19, 37), (d, d_v)))?;
+        each(device, algorithm, &Setup { causal: true, ..Setup::new(1, (2, 2), (37, 37), (d, d_v)) })?;
+    }
+    let long = Setup { causal: true, ..Setup::new(1, (1, 1), (1000, 1000), (16, 16)) };
+    random::<f32>(device, &long, |options| options.algorithm(algorithm), F32)
+}
+
+/// Few queries against many keys: split, by itself and as told.
+fn decode(device: &Device, algorithm: Algorithm) -> Result<()> {
+    for (queries, d, d_v) in [(1, 64, 64), (3, 20, 7)] {
+        let setup = Setup { causal: true, ..Setup::new(1, (4, 2), (queries, 4096), (d, d_v)) };
+        each(device, algorithm, &setup)?;
+    }
+    for splits in [1, 2, 5, 1000] {
+        let setup = Setup {
+            sinks: Some(vec![0.5, 2.0]),
+            window: Some(100),
+            causal: true,
+            ..Setup::new(1, (2, 1), (40, 300), (16, 16))
+        };
+        random::<f32>(device, &setup, |options| options.algorithm(algorithm).splits(splits), F32)?;
+    }
+    Ok(())
+}
+
+fn all_options() -> Vec<Setup> {
+    let plain = || Setup::new(2, (4, 2), (35, 50), (16, 24));
+    let bias = |shape: [usize; 4]| {
+        let mut bias = noise(shape.iter().product(), 4);
+        for (at, value) in bias.iter_mut().enumerate() {
+            if at % 7 == 3 {
+                *value = f32::NEG_INFINITY;
+            }
+        }
+        Some((shape, bias))
+    };
+    vec![
+        Setup { scale: Some(0.7), ..plain() },
+        Setup { causal: true, ..plain() },
+        Setup { causal: true, kv_len: 20, ..plain() },
+        Setup { window: Some(1), ..plain() },
+        Setup { window: Some(9), ..plain() },
+        Setup { window: Some(9), causal: true, ..plain() },
+        Setup { window: Some(usize::MAX), causal: true, kv_len: 20, ..plain() },
+        Setup { softcap: Some(0.3), scale: Some(2.0), ..plain() },
+        Setup { alibi: Some(vec![0.5, 0.25, 0.0, 0.01]), ..plain() },
+        Setup { sinks: Some(vec![1.0, -50.0, 3.0, 20.0]), causal: true, kv_len: 20, ..plain() },
+        Setup { bias: bias([2, 4, 35, 50]), ..plain() },
+        Setup { bias: bias([1, 4, 1, 50]), ..plain() },
+        Setup { bias: bias([2, 1, 35, 1]), causal: true, ..plain() },
+        Setup { bias: Some(([1, 1, 1, 1], vec![f32::NEG_INFINITY])), ..plain() },
+        Setup { key_lengths: Some(vec![0, 33]), ..plain() },
+        Setup { key_lengths: Some(vec![50, 1]), causal: true, ..plain() },
+        Setup { ragged: Some((vec![0, 0, 3, 35], vec![0, 7, 7, 50])), batch: 1, causal: true, ..plain() },
+        Setup {
+            ragged: Some((vec![0, 30, 35], vec![0, 9, 50])),
+            batch: 1,
+            bias: bias([2, 4, 30, 41]),
+            sinks: Some(vec![0.0; 4]),
+            alibi: Some(vec![0.1; 4]),
+            ..plain()
+        },
+    ]
+}
+
+fn every_option(device: &Device, algorithm: Algorithm) -> Result<()> {
+    all_options().iter().try_for_each(|setup| each(device, algorithm, setup))
+}
+
+/// Windows of 64 KiB of every tensor.
+fn windows(device: &Device) -> Result<()> {
+    let Some(gpu) = device.as_gpu() else { anyhow::bail!("not a GPU") };
+    let tiled = Device::gpu_tiled(gpu.info().index, 64 << 10)?;
+    for setup in all_options() {
+        each(&tiled, Algorithm::Auto, &setup)?;
+    }
+    for setup in [
+        Setup { causal: true, ..Setup::new(2, (2, 1), (300, 700), (64, 33)) },
+        Setup { sinks: Some(vec![1.0, 2.0]), ..Setup::new(1, (2, 1), (2, 5000), (256, 256)) },
+        Setup { bias: Some(([1, 2, 90, 300], noise(54_000, 5))), ..Setup::new(2, (2, 2), (90, 300), (16, 16)) },
+        Setup {
+            ragged: Some((vec![0, 500, 530, 700], vec![0, 40, 600, 800])),
+            causal: true,
+            ..Setup::new(1, (4, 2), (700, 800), (32, 31))
+        },
+    ] {
+        each(&tiled, Algorithm::Auto, &setup)?;
+    }
+    Ok(())
+}
+
+/// Large logits, equal keys, one huge key, garbage behind the key lengths, elements that are not finite.
+fn hostile(device: &Device, algorithm: Algorithm) -> Result<()> {
+    let setup = Setup { scale: Some(1.0), ..Setup::new(1, (2, 1), (33, 70), (16, 16)) };
+    let [q, k, v] = setup.sizes();
+    let (plain_q, plain_k, values) = (noise(q, 1), noise(k, 2), noise(v, 3));
+    let change = |options: Options| options.algorithm(algorithm);
+    let loud: Vec<f32> = plain_q.iter().map(|value| value * 25.0).collect();
+    // Scores up to 100 are rounded by eps of that, 6e-6 of a weight.
+    check::<f32>(device, &setup, change, [&loud, &plain_k, &values], F32)?;
+    let equal: Vec<f32> = (0..k).map(|at| plain_k[at % 16]).collect();
+    check::<f32>(device, &setup, change, [&plain_q, &equal, &values], F32)?;
+    let mut huge = plain_k.clone();
+    huge[17 * 16..18 * 16].fill(1000.0);
+    // One key takes all or nothing, unless the sum of a row of q is near 0: none of these is.
+    check::<f32>(device, &setup, change, [&plain_q, &huge, &values], F32)?;
+    let short = Setup { key_lengths: Some(vec![41]), ..setup.clone() };
+    let (mut garbage_k, mut garbage_v) = (plain_k.clone(), values.clone());
+    garbage_k[41 * 16..].fill(f32::NAN);
+    garbage_v[41 * 16..].fill(f32::NAN);
+    let ([clean_k, clean_v], dirty) = ([array([1, 1, 70, 16], &plain_k)?, array([1, 1, 70, 16], &values)?], {
+        [array::<f32>([1, 1, 70, 16], &garbage_k)?, array::<f32>([1, 1, 70, 16], &garbage_v)?]
+    });
+    let q = device.tensor(&array::<f32>([1, 2, 33, 16], &plain_q)?)?;
+    let options = change(options(device, &short)?);
+    let run = |k: &Array4<f32>, v: &Array4<f32>| {
+        attention(&q, &device.tensor(k)?, &device.tensor(v)?, &options)?.output.to_array()
+    };
+    ensure!(run(&clean_k, &clean_v)? == run(&dirty[0], &dirty[1])?, "keys behind the length were read");
+    let mut bad = clean_v.clone();
+    bad[[0, 0, 3, 2]] = f32::NAN;
+    ensure!(matches!(run(&clean_k, &bad), Err(Error::Domain { .. })), "NaN in v");
+    Ok(())
+}
+
+fn refusals(device: &Device) -> Result<()> {
+    let x = device.tensor(&Array4::<f32>::zeros((1, 1, 2, 4)))?;
+    let options = Options::new().algorithm(Algorithm::CooperativeMatrices);
+    ensure!(matches!(attention(&x, &x, &x, &options), Err(Error::Unsupported { .. })));
+    Ok(())
+}
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (subject, algorithm) in [("attention", Algorithm::Portable), ("attention_large", Algorithm::LargeTiles)] {
+        let case = |name, run: fn(&Device, Algorithm) -> Result<()>| {
+            Case::new(subject, name, move |device| run(device, algorithm))
+        };
+        cases.extend([case("shapes", shapes), case("options", every_option), case("hostile", hostile)]);
+    }
+    cases.push(Case::new("attention_merge", "decode", |device| decode(device, Algorithm::Portable)));
+    cases.push(Case::new("attention_merge", "decode, large tiles", |device| decode(device, Algorithm::LargeTiles)));
+    cases.push(Case::new("attention_merge", "windows", windows));
+    cases.push(Case::new("attention", "refusals", refusals));
+    cases
+}
