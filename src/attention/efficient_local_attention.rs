@@ -49,8 +49,8 @@ pub struct ElaWeights {
 }
 
 impl ElaWeights {
-    /// A convolution [channels, channels / groups, kernel] with an odd kernel and an optional bias [channels], and a GroupNorm of `norm_groups` groups
-    /// with `gamma` and `beta` [channels]; all finite. Its eps is 1e-5, PyTorch's.
+    /// A convolution [channels, channels / groups, kernel] with an odd kernel and an optional bias (channels), and a GroupNorm of `norm_groups` groups
+    /// with `gamma` and `beta` (channels); all finite. Its eps is 1e-5, PyTorch's.
     ///
     /// # Errors
     /// [`Error::Shape`] and [`Error::Domain`] name the one that does not fit; [`Error::Argument`] for groups that do not divide the channels; the device's.

@@ -20,16 +20,16 @@ pub enum Activation {
     Sigmoid,
     /// x above 0, alpha x below.
     Prelu {
-        /// [units].
+        /// (units).
         alpha: Array1<f32>,
     },
     /// p x + (1 - p) alpha x with p = sigmoid((x - mean) / sqrt(variance + epsilon)).
     Dice {
-        /// [units], that of training.
+        /// (units), that of training.
         mean: Array1<f32>,
-        /// [units], that of training; at least 0.
+        /// (units), that of training; at least 0.
         variance: Array1<f32>,
-        /// [units].
+        /// (units).
         alpha: Array1<f32>,
         /// Above 0: 1e-8 in the paper, 1e-9 in its authors' code.
         epsilon: f32,
@@ -55,7 +55,7 @@ pub enum ActivationKind {
 pub struct HiddenLayer {
     /// [in, units]; of the first layer in is 4 d, for q, k, q - k and q * k, in this order.
     pub weights: Array2<f32>,
-    /// [units].
+    /// (units).
     pub bias: Array1<f32>,
     /// What follows.
     pub activation: Activation,
@@ -250,7 +250,7 @@ impl ActivationUnitOptions {
 pub struct Activated {
     /// [candidates, d].
     pub output: Tensor<f32, Ix2>,
-    /// The weight of each behaviour, [total], if they were asked for.
+    /// The weight of each behaviour, (total), if they were asked for.
     pub weights: Option<Tensor<f32, Ix1>>,
 }
 
