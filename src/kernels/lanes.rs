@@ -14,37 +14,53 @@ pub(super) fn fma<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// c[i] = sum_k a[k * stride + i] b[k] for every i of `c`: each element of `a` times 16 rows.
 #[inline(always)]
 pub(super) fn product<const FUSED: bool>(a: &[f32], stride: usize, b: &[Lanes], c: &mut [Lanes]) {
+    let (eights, rest) = c.as_chunks_mut::<8>();
     let mut at = 0;
-    while c.len() - at >= 8 {
-        rows::<FUSED, 8>(&a[at..], stride, b, &mut c[at..]);
+    for c in eights {
+        eight::<FUSED>(a.get(at..).unwrap_or(&[]), stride, b, c);
         at += 8;
     }
-    if c.len() - at >= 4 {
-        rows::<FUSED, 4>(&a[at..], stride, b, &mut c[at..]);
-        at += 4;
-    }
-    if c.len() - at >= 2 {
-        rows::<FUSED, 2>(&a[at..], stride, b, &mut c[at..]);
-        at += 2;
-    }
-    if c.len() - at >= 1 {
-        rows::<FUSED, 1>(&a[at..], stride, b, &mut c[at..]);
+    for c in rest {
+        one::<FUSED>(a.get(at..).unwrap_or(&[]), stride, b, c);
+        at += 1;
     }
 }
 
-/// The first R of [`product`], in registers.
+/// sum += a b.
 #[inline(always)]
-fn rows<const FUSED: bool, const R: usize>(a: &[f32], stride: usize, b: &[Lanes], c: &mut [Lanes]) {
-    let mut sums = [[0.0f32; LANES]; R];
-    for (k, b) in b.iter().enumerate() {
-        let Some((a, _)) = a[k * stride..].split_first_chunk::<R>() else { unreachable!("a has R elements there") };
-        for r in 0..R {
-            for lane in 0..LANES {
-                sums[r][lane] = fma::<FUSED>(a[r], b[lane], sums[r][lane]);
-            }
-        }
+fn add<const FUSED: bool>(sum: &mut Lanes, a: f32, b: &Lanes) {
+    for lane in 0..LANES {
+        sum[lane] = fma::<FUSED>(a, b[lane], sum[lane]);
     }
-    c[..R].copy_from_slice(&sums);
+}
+
+/// Eight of [`product`], in registers: each has a name, or the compiler puts the first lanes of all eight into one vector and is twenty times slower.
+#[inline(always)]
+fn eight<const FUSED: bool>(a: &[f32], stride: usize, b: &[Lanes], c: &mut [Lanes; 8]) {
+    let zero = [0.0f32; LANES];
+    let (mut c0, mut c1, mut c2, mut c3) = (zero, zero, zero, zero);
+    let (mut c4, mut c5, mut c6, mut c7) = (zero, zero, zero, zero);
+    for (k, b) in b.iter().enumerate() {
+        let Some((a, _)) = a[k * stride..].split_first_chunk::<8>() else { unreachable!("a has as many there") };
+        add::<FUSED>(&mut c0, a[0], b);
+        add::<FUSED>(&mut c1, a[1], b);
+        add::<FUSED>(&mut c2, a[2], b);
+        add::<FUSED>(&mut c3, a[3], b);
+        add::<FUSED>(&mut c4, a[4], b);
+        add::<FUSED>(&mut c5, a[5], b);
+        add::<FUSED>(&mut c6, a[6], b);
+        add::<FUSED>(&mut c7, a[7], b);
+    }
+    *c = [c0, c1, c2, c3, c4, c5, c6, c7];
+}
+
+#[inline(always)]
+fn one<const FUSED: bool>(a: &[f32], stride: usize, b: &[Lanes], c: &mut Lanes) {
+    let mut sum = [0.0f32; LANES];
+    for (k, b) in b.iter().enumerate() {
+        add::<FUSED>(&mut sum, a[k * stride], b);
+    }
+    *c = sum;
 }
 
 /// e^x for x <= 0, within 2 eps; 0 below -87; NaN stays NaN.
