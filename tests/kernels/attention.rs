@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use half::f16;
-use ndarray::{Array4, ArrayView4};
-use orthant::attention::{Algorithm, AttentionElement, Options, attention};
+use ndarray::{Array4, ArrayView4, s};
+use orthant::attention::{Algorithm, AttentionElement, Options, attention, merge_attention};
 use orthant::{Device, Error};
 
 use crate::common::attention::{Setup, forward, noise, row_error};
@@ -181,9 +181,6 @@ fn every_option(device: &Device, algorithm: Algorithm) -> Result<()> {
 fn windows(device: &Device) -> Result<()> {
     let Some(gpu) = device.as_gpu() else { anyhow::bail!("not a GPU") };
     let tiled = Device::gpu_tiled(gpu.info().index, 64 << 10)?;
-    for setup in all_options() {
-        each(&tiled, Algorithm::Auto, &setup)?;
-    }
     for setup in [
         Setup { causal: true, ..Setup::new(2, (2, 1), (300, 700), (64, 33)) },
         Setup { sinks: Some(vec![1.0, 2.0]), ..Setup::new(1, (2, 1), (2, 5000), (256, 256)) },
@@ -233,6 +230,50 @@ fn hostile(device: &Device, algorithm: Algorithm) -> Result<()> {
     Ok(())
 }
 
+/// Parts of the keys, none of them in one, from this device and the CPU.
+fn merged<T: AttentionElement>(device: &Device, d_v: usize, bound: f64) -> Result<()> {
+    let setup = Setup::new(1, (2, 1), (41, 50), (16, d_v));
+    let [q, k, v] = setup.sizes();
+    let q = array::<T>([1, 2, 41, 16], &noise(q, 1))?;
+    let k = array::<T>([1, 1, 50, 16], &noise(k, 2))?;
+    let v = array::<T>([1, 1, 50, d_v], &noise(v, 3))?;
+    let wide = |array: &Array4<T>| array.iter().map(|value| f64::from(value.widen())).collect::<Vec<_>>();
+    let expected = forward(&setup, &wide(&q), &wide(&k), &wide(&v));
+    let mut parts = Vec::new();
+    for (device, keys) in [(device, 0..1), (&Device::cpu(), 1..20), (device, 20..20), (device, 20..50)] {
+        let cut = |array: &Array4<T>| device.tensor(&array.slice(s![.., .., keys.clone(), ..]));
+        parts.push(attention(&device.tensor(&q)?, &cut(&k)?, &cut(&v)?, &Options::new().lse())?);
+    }
+    poison(device, 4 * 41 * 2 * d_v * 4)?;
+    let whole = merge_attention(&parts)?;
+    ensure!(whole.output.device() == device, "on the device of the first part");
+    let (error, row) = row_error(&wide(&whole.output.to_array()?), &expected.output, d_v, 0.1);
+    ensure!(error <= bound, "row {row} of merged parts is off by {error:e} > {bound:e}");
+    let lse = whole.lse.as_ref().context("a log-sum-exp")?.to_array()?;
+    for (actual, expected) in lse.iter().zip(&expected.lse) {
+        ensure!(
+            (f64::from(*actual) - expected).abs() <= F32 * expected.abs().max(1.0),
+            "{actual}, expected {expected}"
+        );
+    }
+    // Merged with a part in which no query sees a key, it stays as it is but for a rounding.
+    let again = merge_attention(&[whole, parts.swap_remove(2)])?;
+    let (error, row) = row_error(&wide(&again.output.to_array()?), &expected.output, d_v, 0.1);
+    ensure!(error <= bound, "row {row} is off by {error:e} > {bound:e}");
+    Ok(())
+}
+
+/// Rows of whole and of half words, at once and in windows of 64 KiB.
+fn parts(device: &Device) -> Result<()> {
+    let Some(gpu) = device.as_gpu() else { anyhow::bail!("not a GPU") };
+    let tiled = Device::gpu_tiled(gpu.info().index, 64 << 10)?;
+    for (device, d_v) in [(device, 1), (device, 6), (device, 7), (&tiled, 255)] {
+        merged::<f32>(device, d_v, F32)?;
+        merged::<f16>(device, d_v, F16)?;
+    }
+    Ok(())
+}
+
 fn refusals(device: &Device) -> Result<()> {
     let x = device.tensor(&Array4::<f32>::zeros((1, 1, 2, 4)))?;
     let options = Options::new().algorithm(Algorithm::CooperativeMatrices);
@@ -251,6 +292,7 @@ pub fn cases() -> Vec<Case> {
     cases.push(Case::new("attention_merge", "decode", |device| decode(device, Algorithm::Portable)));
     cases.push(Case::new("attention_merge", "decode, large tiles", |device| decode(device, Algorithm::LargeTiles)));
     cases.push(Case::new("attention_merge", "windows", windows));
+    cases.push(Case::new("attention_merge", "parts", parts));
     cases.push(Case::new("attention", "refusals", refusals));
     cases
 }

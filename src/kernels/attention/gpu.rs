@@ -8,8 +8,10 @@ use crate::attention::Algorithm;
 use crate::gpu::{Buffer, Check, Constant, Finding, Gpu, Kernel, Needs, Params, View, params, shader};
 use crate::tensor::Storage;
 
+mod merge;
 mod windows;
 
+pub(super) use merge::merge_parts;
 use windows::Region;
 
 params! {
@@ -180,6 +182,7 @@ pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
         }
         all.push((&MERGE, merge_constants(false, half).to_vec()));
     }
+    all.push((&MERGE, merge_constants(true, true).to_vec()));
     all
 }
 

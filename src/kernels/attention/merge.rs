@@ -17,7 +17,7 @@ const PLACE: &str = "merge_attention";
 ///
 /// # Errors
 /// [`Error::Argument`] where there is no part, or one without log-sum-exp; [`Error::Shape`]; on the CPU [`Error::Domain`] for an element that is not
-/// finite (index in its part); the device's own.
+/// finite (index in its part); on a GPU [`Error::TooLarge`] where two rows of all parts exceed a binding; the device's own.
 ///
 /// Source: Dao 2023 (split keys).
 pub fn merge_attention<T: AttentionElement>(parts: &[Output<T>]) -> Result<Output<T>> {
@@ -55,12 +55,12 @@ pub async fn merge_attention_async<T: AttentionElement>(parts: &[Output<T>]) -> 
     }
     match device.as_gpu() {
         None => on_cpu(&brought),
-        Some(gpu) => Err(Error::Unsupported { place: PLACE, feature: "a GPU", device: gpu.to_string() }),
+        Some(gpu) => super::gpu::merge_parts(gpu, &brought),
     }
 }
 
 /// Output and log-sum-exp.
-type Part<T> = (Tensor<T, Ix4>, Tensor<f32, Ix3>);
+pub(super) type Part<T> = (Tensor<T, Ix4>, Tensor<f32, Ix3>);
 
 fn on_cpu<T: AttentionElement>(parts: &[Part<T>]) -> Result<Output<T>> {
     let hosts: Vec<_> = parts.iter().filter_map(|(output, lse)| Some((output.as_host()?, lse.as_host()?))).collect();
