@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use half::f16;
 use ndarray::{Array1, Array3, Array4, Ix4};
-use orthant::attention::{AttentionElement, Gradients, Options, Output, attention_backward};
+use orthant::attention::{AttentionElement, Gradients, Options, Output, attention, attention_backward};
 use orthant::{Device, Tensor};
 
 use super::compare;
@@ -314,10 +314,21 @@ impl Setup {
 
     /// Gradients on `device` from an exact output rounded to its storage, against the oracle; what was measured, for more comparisons.
     pub fn check(&self, device: &Device, half: bool, roundings: f64) -> Result<Inputs> {
-        if half { self.check_as::<f16>(device, roundings) } else { self.check_as::<f32>(device, roundings) }
+        match half {
+            false => self.check_as::<f32>(device, roundings, false),
+            true => self.check_as::<f16>(device, roundings, false),
+        }
     }
 
-    fn check_as<T: AttentionElement>(&self, device: &Device, roundings: f64) -> Result<Inputs> {
+    /// The same from the device's own output and log-sum-exp; two runs must agree bit for bit.
+    pub fn check_chained(&self, device: &Device, half: bool, roundings: f64) -> Result<()> {
+        match half {
+            false => self.check_as::<f32>(device, roundings, true).map(drop),
+            true => self.check_as::<f16>(device, roundings, true).map(drop),
+        }
+    }
+
+    fn check_as<T: AttentionElement>(&self, device: &Device, roundings: f64, chained: bool) -> Result<Inputs> {
         // What the elements are in storage.
         let stored = |array: &Array4<f64>| array.mapv(|value| T::narrow(value as f32));
         let wide = |array: &Array4<T>| array.mapv(|value| f64::from(value.widen()));
@@ -336,12 +347,20 @@ impl Setup {
         }
         let tensors = [&q, &k, &v, &grad].map(|array| device.tensor(array));
         let [q, k, v, grad] = tensors;
-        let output = Output {
-            output: device.tensor(&stored(&output))?,
-            lse: Some(device.tensor(&lse.mapv(|value| value as f32))?),
+        let (q, k, v, grad, options) = (q?, k?, v?, grad?, self.options(device)?);
+        let output = match chained {
+            true => attention(&q, &k, &v, &options)?,
+            false => Output {
+                output: device.tensor(&stored(&output))?,
+                lse: Some(device.tensor(&lse.mapv(|value| value as f32))?),
+            },
         };
-        let gradients = attention_backward(&q?, &k?, &v?, &output, &grad?, &self.options(device)?)?;
-        let actual = self.read(gradients)?;
+        let actual = self.read(attention_backward(&q, &k, &v, &output, &grad, &options)?)?;
+        if chained {
+            let again = self.read(attention_backward(&q, &k, &v, &output, &grad, &options)?)?;
+            let same = again.q == actual.q && again.k == actual.k && again.v == actual.v;
+            ensure!(same && again.bias == actual.bias && again.sinks == actual.sinks, "two runs differ: {self:?}");
+        }
         let Expected { values, bounds } = expected;
         let four = [
             ("dq", &actual.q, &values.q, &bounds.q),
