@@ -485,7 +485,7 @@ fn options_that_make_no_sense() {
     let folder = Folder::new();
     let rows = folder.rows("x.npy", 6, &some_rows(40, 6));
     let check = |args: &[&str], words: &[&str]| complains(&folder, args, words);
-    check(&[], &["devices, bessel or vmf"]);
+    check(&[], &["devices, bessel, vmf", "attention"]);
     check(&["vmf"], &["vmf fit|score|sample"]);
     check(&["frobnicate"], &["frobnicate"]);
     check(&["vmf", "fit", &rows, "--frobnicate"], &["--frobnicate"]);
