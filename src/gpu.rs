@@ -83,6 +83,11 @@ impl Gpu {
     }
 
     /// Bytes of memory that the invocations of a workgroup share.
+    /// Whether kernels by subgroups work here; in a browser their text would need `enable subgroups;`.
+    pub(crate) fn has_subgroups(&self) -> bool {
+        self.inner.features.contains(wgpu::Features::SUBGROUP) && self.inner.info.backend != "BrowserWebGpu"
+    }
+
     pub(crate) fn workgroup_memory(&self) -> u32 {
         self.inner.limits.max_compute_workgroup_storage_size
     }

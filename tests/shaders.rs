@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use naga::back::{glsl, hlsl, msl, spv};
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, TypeInner};
 use orthant::kernels::{Variant, variants};
 
@@ -18,7 +18,10 @@ fn validate(variant: &Variant, module: &Module) -> naga::valid::ModuleInfo {
     capabilities.set(Capabilities::FLOAT64, variant.needs.f64);
     capabilities.set(Capabilities::SHADER_INT64, variant.needs.f64);
     capabilities.set(Capabilities::SHADER_FLOAT16, variant.needs.f16);
+    capabilities.set(Capabilities::SUBGROUP, variant.needs.subgroups);
     Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(ShaderStages::COMPUTE)
+        .subgroup_operations(SubgroupOperationSet::all())
         .validate(module)
         .unwrap_or_else(|error| panic!("{}: {}", variant.name, error.emit_to_string(&variant.text)))
 }
@@ -90,9 +93,9 @@ fn f64_variants_reach_hlsl_or_fail_cleanly() {
     }
 }
 
-/// Whether a variant runs only where a workgroup may have 32 KiB of memory.
+/// Whether a variant runs only where a workgroup may have 32 KiB of memory. Of those by subgroups, some do.
 fn is_large(variant: &Variant) -> bool {
-    variant.kernel.ends_with("_large")
+    variant.kernel.ends_with("_large") || variant.needs.subgroups
 }
 
 /// Params at binding 0 as the host lays it out; bindings without gaps and all used (`layout: None` drops the others); within the browser's limits.
@@ -192,7 +195,7 @@ fn planted_errors_are_found() {
     assert!(std::panic::catch_unwind(|| validate(&wide, &parse(&wide))).is_err());
 }
 
-/// Writes every variant to `$ORTHANT_WRITE_SHADERS/web` (or `f64`), for other compilers to read.
+/// Writes every variant to `$ORTHANT_WRITE_SHADERS/web` (or `f64`, `large`, `subgroups`), for other compilers to read.
 #[test]
 #[ignore = "writes files: CI runs it for Tint"]
 fn shaders_are_written_for_other_compilers() {
@@ -201,6 +204,8 @@ fn shaders_are_written_for_other_compilers() {
     for variant in variants() {
         let kind = match variant.needs.f64 {
             true => "f64",
+            // Without the `enable` that a browser asks for.
+            false if variant.needs.subgroups => "subgroups",
             // A browser's device has 16 KiB unless it is asked for more.
             false if is_large(&variant) => "large",
             false => "web",

@@ -15,7 +15,7 @@ pub enum Algorithm {
     Portable,
     /// Larger tiles, in 32 KiB of workgroup memory.
     LargeTiles,
-    /// Reductions across subgroups (native adapters that have them).
+    /// Reductions across subgroups, and a kernel of its own for few rows (native adapters that have them).
     Subgroups,
     /// 16 x 16 x 16 (or Metal's 8 x 8 x 8) matrix units, on f16 (adapters that have them).
     CooperativeMatrices,

@@ -35,6 +35,8 @@ pub struct Needs {
     pub f64: bool,
     /// 16-bit floats, `enable f16;`.
     pub f16: bool,
+    /// Subgroups of any size. Natively: naga knows no `enable subgroups;`.
+    pub subgroups: bool,
 }
 
 /// A compile-time constant appended to a shader's text.
@@ -156,6 +158,9 @@ impl Gpu {
         let unsupported = |feature| Error::Unsupported { place: kernel.name, feature, device: self.to_string() };
         if kernel.needs.f64 && !self.has_f64() {
             return Err(unsupported("f64 (SHADER_F64)"));
+        }
+        if kernel.needs.subgroups && !self.has_subgroups() {
+            return Err(unsupported("subgroups"));
         }
         if kernel.needs.f16 && !self.inner.features.contains(wgpu::Features::SHADER_F16) {
             return Err(unsupported("f16 (SHADER_F16)"));

@@ -173,6 +173,52 @@ fn all_options() -> Vec<Setup> {
     ]
 }
 
+/// The same of few rows, where each key has several invocations: every size of run, tails of runs and of columns, 1 to 16 rows.
+fn decode_shapes(device: &Device) -> Result<()> {
+    let algorithm = Algorithm::Subgroups;
+    for length in [0, 1, 2, 7, 31, 33, 150] {
+        each(device, algorithm, &Setup::new(1, (2, 1), (2, length), (64, 64)))?;
+    }
+    for (at, (d, d_v)) in
+        [(1, 1), (3, 5), (16, 16), (32, 20), (64, 64), (80, 80), (96, 7), (128, 128), (192, 128), (256, 256)]
+            .into_iter()
+            .enumerate()
+    {
+        // 1, 4 and 8 rows at a time; 3 and 5 leave some of them empty, 16 take two workgroups.
+        for (heads, queries) in [(1, 1), (4, 1), (1, 3), (1, 5), (4, 4)].into_iter().skip(at % 2).step_by(2) {
+            each(device, algorithm, &Setup { causal: true, ..Setup::new(1, (2 * heads, 2), (queries, 70), (d, d_v)) })?;
+        }
+    }
+    Ok(())
+}
+
+/// Every option with few queries.
+fn decode_options(device: &Device) -> Result<()> {
+    let few = |setup: Setup| {
+        let bias = setup.bias.map(|([sequences, heads, queries, keys], values)| {
+            let queries = queries.min(3);
+            let values = values.into_iter().take(sequences * heads * queries * keys).collect();
+            ([sequences, heads, queries, keys], values)
+        });
+        let ragged = setup.ragged.map(|(_, kv)| (if kv.len() == 4 { vec![0, 0, 1, 3] } else { vec![0, 2, 3] }, kv));
+        let bias = if ragged.is_some() { bias.map(|_| ([2, 4, 2, 41], noise(656, 4))) } else { bias };
+        Setup { q_len: 3, bias, ragged, ..setup }
+    };
+    for setup in all_options() {
+        random::<f32>(device, &few(setup), |options| options.algorithm(Algorithm::Subgroups).splits(2), F32)?;
+    }
+    let setup = Setup { scale: Some(1.0), ..Setup::new(1, (2, 1), (2, 70), (16, 16)) };
+    let [q, k, v] = setup.sizes();
+    let (loud, keys, mut values) = (noise(q, 1).iter().map(|q| q * 25.0).collect::<Vec<_>>(), noise(k, 2), noise(v, 3));
+    check::<f32>(device, &setup, |options| options.algorithm(Algorithm::Subgroups), [&loud, &keys, &values], F32)?;
+    values[50] = f32::NAN;
+    let [q, k, v] = [(2, 2, &loud), (1, 70, &keys), (1, 70, &values)].map(|(h, n, x)| array::<f32>([1, h, n, 16], x));
+    let options = Options::new().algorithm(Algorithm::Subgroups);
+    let result = attention(&device.tensor(&q?)?, &device.tensor(&k?)?, &device.tensor(&v?)?, &options)?;
+    ensure!(matches!(result.output.to_array(), Err(Error::Domain { .. })), "NaN in v");
+    Ok(())
+}
+
 fn every_option(device: &Device, algorithm: Algorithm) -> Result<()> {
     all_options().iter().try_for_each(|setup| each(device, algorithm, setup))
 }
@@ -278,6 +324,12 @@ fn refusals(device: &Device) -> Result<()> {
     let x = device.tensor(&Array4::<f32>::zeros((1, 1, 2, 4)))?;
     let options = Options::new().algorithm(Algorithm::CooperativeMatrices);
     ensure!(matches!(attention(&x, &x, &x, &options), Err(Error::Unsupported { .. })));
+    let has = device.as_gpu().is_some_and(|gpu| gpu.info().features.iter().any(|feature| feature == "subgroups"));
+    match attention(&x, &x, &x, &Options::new().algorithm(Algorithm::Subgroups)) {
+        Ok(_) => ensure!(has, "by subgroups without subgroups"),
+        Err(Error::Unsupported { feature: "subgroups", .. }) => ensure!(!has, "subgroups are there"),
+        Err(error) => return Err(error.into()),
+    }
     Ok(())
 }
 
@@ -289,6 +341,16 @@ pub fn cases() -> Vec<Case> {
         };
         cases.extend([case("shapes", shapes), case("options", every_option), case("hostile", hostile)]);
     }
+    let by_subgroups =
+        |subject, name, run: fn(&Device) -> Result<()>| Case::new(subject, name, run).needs(&["subgroups"]);
+    cases.extend([
+        by_subgroups("attention_subgroups", "shapes", |device| shapes(device, Algorithm::Subgroups)),
+        by_subgroups("attention_subgroups", "options", |device| every_option(device, Algorithm::Subgroups)),
+        by_subgroups("attention_subgroups", "hostile", |device| hostile(device, Algorithm::Subgroups)),
+        by_subgroups("attention_decode", "shapes", decode_shapes),
+        by_subgroups("attention_decode", "options", decode_options),
+        by_subgroups("attention_decode", "splits", |device| decode(device, Algorithm::Subgroups)),
+    ]);
     cases.push(Case::new("attention_merge", "decode", |device| decode(device, Algorithm::Portable)));
     cases.push(Case::new("attention_merge", "decode, large tiles", |device| decode(device, Algorithm::LargeTiles)));
     cases.push(Case::new("attention_merge", "windows", windows));

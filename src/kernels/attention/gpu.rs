@@ -4,18 +4,19 @@ use half::f16;
 use ndarray::{Ix3, Ix4};
 
 use super::*;
-use crate::attention::Algorithm;
 use crate::gpu::{Buffer, Check, Constant, Finding, Gpu, Kernel, Needs, Params, View, params, shader};
 use crate::tensor::Storage;
 
+mod choice;
 mod merge;
 mod windows;
 
+use choice::Choice;
 pub(super) use merge::merge_parts;
 use windows::Region;
 
 params! {
-    /// As in `shaders/attention/forward.wgsl`.
+    /// As in `shaders/attention/problem.wgsl`.
     ForwardParams {
         q_offset: u32,
         k_offset: u32,
@@ -78,27 +79,10 @@ params! {
     }
 }
 
-static FORWARD: Kernel = Kernel {
-    name: "attention",
-    sources: &[shader!("attention/forward.wgsl"), shader!("attention/by_workgroup.wgsl")],
-    needs: Needs { f64: false, f16: false },
-    fields: ForwardParams::FIELDS,
-    params_bytes: size_of::<ForwardParams>(),
-};
-
-/// The same in 32 KiB of workgroup memory.
-static FORWARD_LARGE: Kernel = Kernel {
-    name: "attention_large",
-    sources: &[shader!("attention/forward.wgsl"), shader!("attention/by_workgroup.wgsl")],
-    needs: Needs { f64: false, f16: false },
-    fields: ForwardParams::FIELDS,
-    params_bytes: size_of::<ForwardParams>(),
-};
-
 static MERGE: Kernel = Kernel {
     name: "attention_merge",
     sources: &[shader!("attention/merge.wgsl")],
-    needs: Needs { f64: false, f16: false },
+    needs: Needs { f64: false, f16: false, subgroups: false },
     fields: MergeParams::FIELDS,
     params_bytes: size_of::<MergeParams>(),
 };
@@ -115,84 +99,21 @@ const HALF_OUT: u32 = 128;
 const PLACE: &str = "attention";
 const NOT_FINITE: Finding = Finding { quantity: "q, k or v", expected: "finite", found: "not finite, in a row" };
 
-/// Sizes of a workgroup's tile: head size, query rows, keys, columns of k and keys of v at a time, rows of invocations.
-#[derive(Debug, Clone, Copy)]
-struct Tile {
-    d: u32,
-    rows: u32,
-    keys: u32,
-    columns: u32,
-    values: u32,
-    lanes: u32,
-}
-
-/// (d, rows, keys, columns, values) within 16 KiB, 64 invocations.
-const PORTABLE: [(u32, u32, u32, u32, u32); 8] = [
-    (16, 32, 32, 16, 32),
-    (32, 32, 32, 32, 32),
-    (64, 32, 16, 64, 16),
-    (80, 16, 16, 80, 16),
-    (96, 16, 16, 96, 16),
-    (128, 16, 16, 64, 8),
-    (192, 8, 16, 64, 4),
-    (256, 8, 16, 64, 4),
-];
-/// The same within 32 KiB, 128 invocations.
-const LARGE: [(u32, u32, u32, u32, u32); 8] = [
-    (16, 64, 32, 16, 32),
-    (32, 64, 32, 32, 32),
-    (64, 32, 32, 64, 32),
-    (80, 32, 32, 80, 32),
-    (96, 32, 16, 96, 16),
-    (128, 32, 16, 64, 8),
-    (192, 16, 16, 64, 4),
-    (256, 16, 16, 64, 4),
-];
-
-impl Tile {
-    fn new(size: usize, large: bool) -> Self {
-        let (table, lanes) = if large { (LARGE, 16) } else { (PORTABLE, 8) };
-        let found = table.into_iter().find(|tile| tile.0 as usize >= size);
-        let Some((d, rows, keys, columns, values)) = found else { unreachable!("head sizes are checked") };
-        Self { d, rows, keys, columns, values, lanes }
-    }
-
-    fn constants(&self, half: bool) -> [(&'static str, Constant); 7] {
-        [
-            ("D", Constant::U32(self.d)),
-            ("HALF", Constant::U32(half.into())),
-            ("BQ", Constant::U32(self.rows)),
-            ("BK", Constant::U32(self.keys)),
-            ("DC", Constant::U32(self.columns)),
-            ("BKV", Constant::U32(self.values)),
-            ("TR", Constant::U32(self.lanes)),
-        ]
-    }
-}
-
 fn merge_constants(half: bool, half_out: bool) -> [(&'static str, Constant); 2] {
     [("HALF", Constant::U32(half.into())), ("HALF_OUT", Constant::U32(half_out.into()))]
 }
 
 pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {
-    let mut all = Vec::new();
-    for half in [false, true] {
-        for (kernel, table, large) in [(&FORWARD, PORTABLE, false), (&FORWARD_LARGE, LARGE, true)] {
-            all.extend(table.map(|(d, ..)| (kernel, Tile::new(d as usize, large).constants(half).to_vec())));
-        }
-        all.push((&MERGE, merge_constants(false, half).to_vec()));
-    }
-    all.push((&MERGE, merge_constants(true, true).to_vec()));
-    all
+    let merges = [(false, false), (false, true), (true, true)];
+    let merges = merges.map(|(half, half_out)| (&MERGE, merge_constants(half, half_out).to_vec()));
+    choice::variants().into_iter().chain(merges).collect()
 }
 
 /// One call on a GPU: everything that its dispatches share.
 struct Call<'a> {
     gpu: &'a Gpu,
     problem: &'a Problem,
-    kernel: &'static Kernel,
-    tile: Tile,
-    half: bool,
+    choice: Choice,
     flags: u32,
     /// Elements of q, k and v have so many bytes.
     element: usize,
@@ -216,14 +137,8 @@ pub(super) fn forward<T: AttentionElement>(
     k: &Tensor<T, Ix4>,
     v: &Tensor<T, Ix4>,
 ) -> Result<(Tensor<T, Ix4>, Tensor<f32, Ix3>)> {
-    let large = match options.algorithm {
-        Algorithm::Auto => gpu.workgroup_memory() >= LARGE_BYTES && gpu.info().kind != crate::AdapterKind::Software,
-        Algorithm::Portable => false,
-        Algorithm::LargeTiles if gpu.workgroup_memory() >= LARGE_BYTES => true,
-        Algorithm::LargeTiles => return unsupported(gpu, "32 KiB of workgroup memory"),
-        Algorithm::Subgroups => return unsupported(gpu, "attention by subgroups"),
-        Algorithm::CooperativeMatrices => return unsupported(gpu, "attention by cooperative matrices"),
-    };
+    let half = T::NAME == f16::NAME;
+    let choice = Choice::new(gpu, problem, options, half)?;
     // Positions and windows are counted in i32.
     let longest = problem.q_len.max(problem.kv_len);
     if longest > 1 << 28 {
@@ -231,7 +146,6 @@ pub(super) fn forward<T: AttentionElement>(
         return Err(Error::TooLarge { place: PLACE, quantity: "a sequence", needed, limit, device });
     }
     let rows = problem.batch * problem.q_heads * problem.q_len;
-    let half = T::NAME == f16::NAME;
     // Rows of an odd length share words of f16: they go through f32, and a pass over words.
     let odd = half && problem.d_v % 2 == 1;
     let element = size_of::<T>();
@@ -266,9 +180,7 @@ pub(super) fn forward<T: AttentionElement>(
     let call = Call {
         gpu,
         problem,
-        kernel: if large { &FORWARD_LARGE } else { &FORWARD },
-        tile: Tile::new(problem.d.max(problem.d_v), large),
-        half,
+        choice,
         flags,
         element,
         splits: options.splits,
@@ -291,12 +203,6 @@ pub(super) fn forward<T: AttentionElement>(
     let dim = Ix4(problem.batch, problem.q_heads, problem.q_len, problem.d_v);
     let lse = Tensor::on_gpu(gpu, lse, Ix3(problem.batch, problem.q_heads, problem.q_len), checks.clone());
     Ok((Tensor::on_gpu(gpu, out, dim, checks), lse))
-}
-
-const LARGE_BYTES: u32 = 32 << 10;
-
-fn unsupported<R>(gpu: &Gpu, feature: &'static str) -> Result<R> {
-    Err(Error::Unsupported { place: PLACE, feature, device: gpu.to_string() })
 }
 
 /// What the shader reads of sequences and heads; nothing where sequences are the batches in full and heads are all alike.
@@ -353,7 +259,7 @@ impl Call<'_> {
         let tables = self.tables.map_or(q, Buffer::view);
         let members = region.members.len();
         let queries = region.queries.len();
-        let tiles = (members * queries).div_ceil(self.tile.rows as usize);
+        let tiles = (members * queries).div_ceil(self.choice.rows as usize);
         let groups = tiles * region.heads.len() * region.sequences.len() * splits;
         let grid = gpu.grid(PLACE, groups as u64)?;
         let strides = problem.bias_strides.unwrap_or([0; 4]);
@@ -407,9 +313,8 @@ impl Call<'_> {
             pad1: 0,
             pad2: 0,
         };
-        let constants = self.tile.constants(self.half);
         let bindings = [q, k, v, bias, tables, out, lse, self.check.view()];
-        gpu.run(self.kernel, &constants, &params, &bindings, grid)
+        gpu.run(self.choice.kernel, &self.choice.constants, &params, &bindings, grid)
     }
 
     /// Records `out` and `lse`, rows from `row` on, from `parts` parts of `rows` rows.

@@ -150,9 +150,9 @@ impl Call<'_> {
     fn splits_of(&self, region: &Region, rows: usize, limit: usize) -> usize {
         let most = limit / (rows * self.problem.d_v * 4).max(1);
         let own = region.members.len() * region.queries.len();
-        let groups = own.div_ceil(self.tile.rows as usize) * region.heads.len() * region.sequences.len();
+        let groups = own.div_ceil(self.choice.rows as usize) * region.heads.len() * region.sequences.len();
         let wanted = match self.splits {
-            Some(splits) => splits.min(region.keys.len().div_ceil(self.tile.keys as usize)),
+            Some(splits) => splits.min(region.keys.len().div_ceil(self.choice.keys as usize)),
             None if own < FEW_ROWS => (FILL / groups.max(1)).min(region.keys.len() / SPLIT_KEYS),
             None => 1,
         };
