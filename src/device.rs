@@ -103,13 +103,21 @@ impl Device {
     /// # Errors
     /// As [`Device::gpu_at`].
     pub async fn gpu_at_async(index: usize) -> Result<Self> {
-        gpu::open_index(index, None).await.map(Self::Gpu)
+        gpu::open_index(index, gpu::Ceilings::default()).await.map(Self::Gpu)
     }
 
     /// [`Device::gpu_at`] with bindings of at most `bytes`, so that tests tile small data.
     #[doc(hidden)]
     pub fn gpu_tiled(index: usize, bytes: u64) -> Result<Self> {
-        block_on(gpu::open_index(index, Some(bytes))).map(Self::Gpu)
+        let ceilings = gpu::Ceilings { binding: Some(bytes), ..Default::default() };
+        block_on(gpu::open_index(index, ceilings)).map(Self::Gpu)
+    }
+
+    /// [`Device::gpu_at`] with the 16 KiB of workgroup memory that WebGPU promises.
+    #[doc(hidden)]
+    pub fn gpu_small(index: usize) -> Result<Self> {
+        let ceilings = gpu::Ceilings { workgroup_memory: Some(16 << 10), ..Default::default() };
+        block_on(gpu::open_index(index, ceilings)).map(Self::Gpu)
     }
 
     /// Every adapter with compute shaders; the one that [`Device::auto`] takes is marked.

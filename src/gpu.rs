@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub(crate) use buffer::{Buffer, View};
 pub(crate) use check::{Check, Finding};
 pub(crate) use kernel::{Constant, Kernel, Params, params, shader};
-pub(crate) use open::{adapters, open_best, open_index};
+pub(crate) use open::{Ceilings, adapters, open_best, open_index};
 pub(crate) use readback::block_on;
 
 pub use kernel::{Needs, Variant};
@@ -82,14 +82,14 @@ impl Gpu {
         self.inner.limits.max_storage_buffer_binding_size.min(u64::from(u32::MAX)) & !3
     }
 
-    /// Bytes of memory that the invocations of a workgroup share.
     /// Whether kernels by subgroups work here; in a browser their text would need `enable subgroups;`.
     pub(crate) fn has_subgroups(&self) -> bool {
         self.inner.features.contains(wgpu::Features::SUBGROUP) && self.inner.info.backend != "BrowserWebGpu"
     }
 
-    pub(crate) fn workgroup_memory(&self) -> u32 {
-        self.inner.limits.max_compute_workgroup_storage_size
+    /// Whether the invocations of a workgroup share 32 KiB.
+    pub(crate) fn has_large_memory(&self) -> bool {
+        self.inner.limits.max_compute_workgroup_storage_size >= 32 << 10
     }
 
     /// Submits what is recorded so far without waiting for it.

@@ -5,7 +5,8 @@ mod common;
 use anyhow::{Result, ensure};
 use common::{Case, F64, poison};
 use half::f16;
-use ndarray::{Array1, Array2, Array3, Axis, arr0, s};
+use ndarray::{Array1, Array2, Array3, Array4, Axis, arr0, s};
+use orthant::attention::{Algorithm, Options, attention};
 use orthant::{Device, Element, Error, Tensor, kernels};
 
 fn round_trip<T: Element>(device: &Device, make: impl Fn(usize) -> T) -> Result<()> {
@@ -255,6 +256,21 @@ fn warms_up(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// Where a workgroup has 16 KiB, all that needs no more is compiled; a kernel that needs 32 is refused by name.
+fn warms_up_what_fits(device: &Device) -> Result<()> {
+    let Some(gpu) = device.as_gpu() else { anyhow::bail!("not a GPU") };
+    let small = Device::gpu_small(gpu.info().index)?;
+    let Some(gpu) = small.as_gpu() else { anyhow::bail!("not a GPU") };
+    gpu.warm_up(&[])?;
+    let large = gpu.warm_up(&["attention_large"]);
+    let feature = "32 KiB of workgroup memory";
+    ensure!(matches!(&large, Err(Error::Unsupported { feature: found, .. }) if *found == feature), "{large:?}");
+    let x = small.tensor(&Array4::<f32>::zeros((1, 1, 2, 4)))?;
+    let refused = attention(&x, &x, &x, &Options::new().algorithm(Algorithm::LargeTiles));
+    ensure!(matches!(refused, Err(Error::Unsupported { feature: found, .. }) if found == feature), "large tiles");
+    Ok(())
+}
+
 fn main() {
     let engine = |name: &str, run: fn(&Device) -> Result<()>| Case::new("engine", name, run);
     let cases = vec![
@@ -278,6 +294,7 @@ fn main() {
         engine("the async door wakes by itself", the_async_door_wakes_by_itself),
         engine("threads share a device", threads_share_a_device),
         engine("warms up", warms_up),
+        engine("warms up what fits", warms_up_what_fits),
     ];
     common::main(cases, Vec::new())
 }

@@ -93,11 +93,6 @@ fn f64_variants_reach_hlsl_or_fail_cleanly() {
     }
 }
 
-/// Whether a variant runs only where a workgroup may have 32 KiB of memory. Of those by subgroups, some do.
-fn is_large(variant: &Variant) -> bool {
-    variant.kernel.ends_with("_large") || variant.needs.subgroups
-}
-
 /// Params at binding 0 as the host lays it out; bindings without gaps and all used (`layout: None` drops the others); within the browser's limits.
 #[test]
 fn what_the_host_says_of_a_shader_is_true() {
@@ -144,7 +139,7 @@ fn what_the_host_says_of_a_shader_is_true() {
         }
         assert!(bindings.iter().copied().eq(0..bindings.len() as u32), "{name}: bindings {bindings:?}");
         assert!(storage <= 8, "{name}: {storage} storage buffers");
-        let most = if is_large(&variant) { 32 << 10 } else { 16 << 10 };
+        let most = if variant.needs.large_memory { 32 << 10 } else { 16 << 10 };
         assert!(workgroup_bytes <= most, "{name}: {workgroup_bytes} bytes of workgroup memory");
     }
 }
@@ -207,7 +202,7 @@ fn shaders_are_written_for_other_compilers() {
             // Without the `enable` that a browser asks for.
             false if variant.needs.subgroups => "subgroups",
             // A browser's device has 16 KiB unless it is asked for more.
-            false if is_large(&variant) => "large",
+            false if variant.needs.large_memory => "large",
             false => "web",
         };
         let kind = folder.join(kind);

@@ -37,6 +37,13 @@ pub struct Needs {
     pub f16: bool,
     /// Subgroups of any size. Natively: naga knows no `enable subgroups;`.
     pub subgroups: bool,
+    /// 32 KiB of workgroup memory; WebGPU promises 16.
+    pub large_memory: bool,
+}
+
+impl Needs {
+    /// What every adapter has.
+    pub const NONE: Self = Self { f64: false, f16: false, subgroups: false, large_memory: false };
 }
 
 /// A compile-time constant appended to a shader's text.
@@ -149,22 +156,27 @@ pub(crate) struct Pipeline {
 }
 
 impl Gpu {
+    /// [`Error::Unsupported`] with the first of `needs` that is not here.
+    pub(crate) fn require(&self, place: &'static str, needs: Needs) -> Result<()> {
+        let missing = [
+            (needs.f64 && !self.has_f64(), "f64 (SHADER_F64)"),
+            (needs.f16 && !self.inner.features.contains(wgpu::Features::SHADER_F16), "f16 (SHADER_F16)"),
+            (needs.subgroups && !self.has_subgroups(), "subgroups"),
+            (needs.large_memory && !self.has_large_memory(), "32 KiB of workgroup memory"),
+        ];
+        match missing.into_iter().find(|(lacks, _)| *lacks) {
+            None => Ok(()),
+            Some((_, feature)) => Err(Error::Unsupported { place, feature, device: self.to_string() }),
+        }
+    }
+
     /// The pipeline of `kernel` with `constants`, compiled on first use.
     pub(crate) fn pipeline(&self, kernel: &'static Kernel, constants: Constants<'_>) -> Result<Arc<Pipeline>> {
         let key: Key = (kernel.name, constants.to_vec());
         if let Some(pipeline) = lock(&self.inner.pipelines).get(&key) {
             return Ok(pipeline.clone());
         }
-        let unsupported = |feature| Error::Unsupported { place: kernel.name, feature, device: self.to_string() };
-        if kernel.needs.f64 && !self.has_f64() {
-            return Err(unsupported("f64 (SHADER_F64)"));
-        }
-        if kernel.needs.subgroups && !self.has_subgroups() {
-            return Err(unsupported("subgroups"));
-        }
-        if kernel.needs.f16 && !self.inner.features.contains(wgpu::Features::SHADER_F16) {
-            return Err(unsupported("f16 (SHADER_F16)"));
-        }
+        self.require(kernel.name, kernel.needs)?;
         let device = &self.inner.device;
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.name),
@@ -212,7 +224,8 @@ impl Gpu {
     /// adapter can run. Saves the pipeline cache.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a name that is no kernel's; [`Error::Backend`] when the driver refuses one.
+    /// [`Error::Argument`] for a name that is no kernel's; [`Error::Unsupported`] for a kernel of the list that this adapter cannot run;
+    /// [`Error::Backend`] when the driver refuses one.
     pub fn warm_up(&self, kernels: &[&str]) -> Result<()> {
         let known = crate::kernels::registry();
         if let Some(unknown) = kernels.iter().find(|name| !known.iter().any(|(kernel, _)| kernel.name == **name)) {

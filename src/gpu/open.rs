@@ -171,28 +171,39 @@ pub(crate) async fn open_best(software: bool) -> Result<Gpu> {
         .filter(|(info, _)| software || rank(info.kind).is_some())
         .min_by_key(|(info, _)| (rank(info.kind).unwrap_or(u32::MAX), info.backend == "Gl", info.index));
     match best {
-        Some((info, adapter)) => open(info, &adapter, None).await,
+        Some((info, adapter)) => open(info, &adapter, Ceilings::default()).await,
         None if found == 0 => Err(Error::NoGpu { reason: "no adapter with compute shaders was found".into() }),
         None => Err(Error::NoGpu { reason: "only software adapters were found".into() }),
     }
 }
 
-/// The adapter at `index` of [`adapters`]; `max_binding` lowers what one binding may hold.
-pub(crate) async fn open_index(index: usize, max_binding: Option<u64>) -> Result<Gpu> {
+/// Bytes that limits are lowered to, so that tests see what a smaller adapter does.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ceilings {
+    /// What one binding may hold.
+    pub(crate) binding: Option<u64>,
+    pub(crate) workgroup_memory: Option<u32>,
+}
+
+/// The adapter at `index` of [`adapters`]; `ceilings` lower its limits.
+pub(crate) async fn open_index(index: usize, ceilings: Ceilings) -> Result<Gpu> {
     let mut list = enumerate().await;
     if index >= list.len() {
         let found = list.len();
         return Err(Error::NoGpu { reason: format!("there is no adapter {index}: {found} found") });
     }
     let (info, adapter) = list.swap_remove(index);
-    open(info, &adapter, max_binding).await
+    open(info, &adapter, ceilings).await
 }
 
-async fn open(info: AdapterInfo, adapter: &wgpu::Adapter, max_binding: Option<u64>) -> Result<Gpu> {
+async fn open(info: AdapterInfo, adapter: &wgpu::Adapter, ceilings: Ceilings) -> Result<Gpu> {
     let wanted = FEATURES.iter().map(|(_, feature)| *feature).fold(wgpu::Features::empty(), |all, one| all | one);
     let mut limits = adapter.limits();
     let from_env = || std::env::var("ORTHANT_MAX_BINDING").ok().and_then(|text| text.parse::<u64>().ok());
-    if let Some(bytes) = max_binding.or_else(from_env) {
+    if let Some(bytes) = ceilings.workgroup_memory {
+        limits.max_compute_workgroup_storage_size = limits.max_compute_workgroup_storage_size.min(bytes);
+    }
+    if let Some(bytes) = ceilings.binding.or_else(from_env) {
         // Less than 64 KiB would only be slow: the engine's own status and params pages are that large.
         limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(bytes.max(64 << 10));
     }

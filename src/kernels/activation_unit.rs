@@ -54,14 +54,14 @@ params! {
 static ACTIVATION_UNIT: Kernel = Kernel {
     name: "activation_unit",
     sources: &[shader!("activation_unit.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: ActivationUnitParams::FIELDS,
     params_bytes: size_of::<ActivationUnitParams>(),
 };
 static ACTIVATION_POOL: Kernel = Kernel {
     name: "activation_pool",
     sources: &[shader!("activation_pool.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: ActivationPoolParams::FIELDS,
     params_bytes: size_of::<ActivationPoolParams>(),
 };

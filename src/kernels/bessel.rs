@@ -93,7 +93,7 @@ const MAX_RANK: usize = 8;
 static BESSEL_F32: Kernel = Kernel {
     name: "bessel_f32",
     sources: &[shader!("bessel.wgsl"), shader!("shared/bessel_f32.wgsl"), shader!("shared/math_f32.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: BesselParams::FIELDS,
     params_bytes: size_of::<BesselParams>(),
 };
@@ -101,7 +101,7 @@ static BESSEL_F32: Kernel = Kernel {
 static BESSEL_F64: Kernel = Kernel {
     name: "bessel_f64",
     sources: &[shader!("bessel.wgsl"), shader!("shared/bessel_f64.wgsl"), shader!("shared/math_f64.wgsl")],
-    needs: Needs { f64: true, f16: false, subgroups: false },
+    needs: Needs { f64: true, ..Needs::NONE },
     fields: BesselParams::FIELDS,
     params_bytes: size_of::<BesselParams>(),
 };

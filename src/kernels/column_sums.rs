@@ -24,7 +24,7 @@ params! {
 static COLUMN_SUMS: Kernel = Kernel {
     name: "column_sums",
     sources: &[shader!("column_sums.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: ColumnSumsParams::FIELDS,
     params_bytes: size_of::<ColumnSumsParams>(),
 };

@@ -36,7 +36,7 @@ params! {
 static INTERACTING_LAYER: Kernel = Kernel {
     name: "interacting_layer",
     sources: &[shader!("interacting_layer.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: InteractingLayerParams::FIELDS,
     params_bytes: size_of::<InteractingLayerParams>(),
 };

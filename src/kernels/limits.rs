@@ -19,7 +19,7 @@ macro_rules! kernel {
         static $name: Kernel = Kernel {
             name: $text,
             sources: &[shader!("limits.wgsl")],
-            needs: Needs { f64: $f64, f16: false, subgroups: false },
+            needs: Needs { f64: $f64, ..Needs::NONE },
             fields: LimitsParams::FIELDS,
             params_bytes: size_of::<LimitsParams>(),
         };

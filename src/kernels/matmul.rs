@@ -60,7 +60,7 @@ params! {
 static MATMUL: Kernel = Kernel {
     name: "matmul",
     sources: &[shader!("matmul.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: MatmulParams::FIELDS,
     params_bytes: size_of::<MatmulParams>(),
 };

@@ -46,7 +46,7 @@ params! {
 static MIXTURE_POSTERIOR: Kernel = Kernel {
     name: "mixture_posterior",
     sources: &[shader!("mixture_posterior.wgsl"), shader!("shared/math_f32.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: MixturePosteriorParams::FIELDS,
     params_bytes: size_of::<MixturePosteriorParams>(),
 };
@@ -54,7 +54,7 @@ static MIXTURE_POSTERIOR: Kernel = Kernel {
 static MIXTURE_SUMMARY: Kernel = Kernel {
     name: "mixture_summary",
     sources: &[shader!("mixture_summary.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: MixtureSummaryParams::FIELDS,
     params_bytes: size_of::<MixtureSummaryParams>(),
 };

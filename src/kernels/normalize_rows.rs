@@ -30,7 +30,7 @@ params! {
 static NORMALIZE_ROWS: Kernel = Kernel {
     name: "normalize_rows",
     sources: &[shader!("normalize_rows.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: NormalizeRowsParams::FIELDS,
     params_bytes: size_of::<NormalizeRowsParams>(),
 };

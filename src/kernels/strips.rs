@@ -59,21 +59,21 @@ params! {
 static STRIP_MEANS: Kernel = Kernel {
     name: "strip_means",
     sources: &[shader!("strip_means.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: StripMeansParams::FIELDS,
     params_bytes: size_of::<StripMeansParams>(),
 };
 static STRIP_GATES: Kernel = Kernel {
     name: "strip_gates",
     sources: &[shader!("strip_gates.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: StripGatesParams::FIELDS,
     params_bytes: size_of::<StripGatesParams>(),
 };
 static STRIP_PRODUCT: Kernel = Kernel {
     name: "strip_product",
     sources: &[shader!("strip_product.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: StripProductParams::FIELDS,
     params_bytes: size_of::<StripProductParams>(),
 };

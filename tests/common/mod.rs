@@ -7,10 +7,19 @@ pub mod attention_backward;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use orthant::{AdapterKind, Device};
+use orthant::{AdapterInfo, AdapterKind, Device};
 
 /// What an adapter must have for a case.
 pub const F64: &str = "f64";
+pub const SUBGROUPS: &str = "subgroups";
+pub const LARGE_MEMORY: &str = "32 KiB of workgroup memory";
+
+fn has(adapter: &AdapterInfo, need: &str) -> bool {
+    match need {
+        LARGE_MEMORY => adapter.limits["maxComputeWorkgroupStorageSize"] >= 32 << 10,
+        _ => adapter.features.iter().any(|has| has == need),
+    }
+}
 
 type Run = dyn Fn(&Device) -> anyhow::Result<()> + Send + Sync;
 
@@ -66,7 +75,7 @@ pub fn main(cases: Vec<Case>, others: Vec<Trial>) -> ! {
             }
         };
         for case in &cases {
-            let missing = case.needs.iter().find(|need| !adapter.features.iter().any(|has| has == *need));
+            let missing = case.needs.iter().find(|need| !has(adapter, need));
             let kind = match (missing, adapter.kind) {
                 (Some(need), _) => format!("{} has no {need}", adapter.name),
                 (None, _) => adapter.to_string(),

@@ -7,7 +7,7 @@ use orthant::attention::{Algorithm, AttentionElement, Options, attention, merge_
 use orthant::{Device, Error};
 
 use crate::common::attention::{Setup, forward, noise, row_error};
-use crate::common::{Case, poison};
+use crate::common::{Case, LARGE_MEMORY, SUBGROUPS, poison};
 
 /// Of a row's largest output, or of a tenth of the largest value where that is more: a weight is off by the rounding of a score (up to 3 here) and by WGSL's exp
 /// (3 + 2 |x| ulps), some 1e-6 in all, and so is a sum of weights times values, but an output may be the small difference of large terms.
@@ -223,6 +223,16 @@ fn every_option(device: &Device, algorithm: Algorithm) -> Result<()> {
     all_options().iter().try_for_each(|setup| each(device, algorithm, setup))
 }
 
+/// Tiles by subgroups where a workgroup has no more memory than WebGPU promises.
+fn subgroups_in_little_memory(device: &Device) -> Result<()> {
+    let Some(gpu) = device.as_gpu() else { anyhow::bail!("not a GPU") };
+    let small = Device::gpu_small(gpu.info().index)?;
+    for (d, d_v) in [(1, 1), (3, 5), (32, 32), (64, 64), (80, 80), (96, 7), (128, 128), (192, 128), (256, 256)] {
+        each(&small, Algorithm::Subgroups, &Setup { causal: true, ..Setup::new(1, (2, 1), (19, 37), (d, d_v)) })?;
+    }
+    hostile(&small, Algorithm::Subgroups)
+}
+
 /// Windows of 64 KiB of every tensor.
 fn windows(device: &Device) -> Result<()> {
     let Some(gpu) = device.as_gpu() else { anyhow::bail!("not a GPU") };
@@ -335,24 +345,24 @@ fn refusals(device: &Device) -> Result<()> {
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (subject, algorithm) in [("attention", Algorithm::Portable), ("attention_large", Algorithm::LargeTiles)] {
+    let mut tiles = |subject, algorithm, needs: &'static [&'static str]| {
         let case = |name, run: fn(&Device, Algorithm) -> Result<()>| {
-            Case::new(subject, name, move |device| run(device, algorithm))
+            Case::new(subject, name, move |device| run(device, algorithm)).needs(needs)
         };
         cases.extend([case("shapes", shapes), case("options", every_option), case("hostile", hostile)]);
-    }
-    let by_subgroups =
-        |subject, name, run: fn(&Device) -> Result<()>| Case::new(subject, name, run).needs(&["subgroups"]);
+    };
+    tiles("attention", Algorithm::Portable, &[]);
+    tiles("attention_large", Algorithm::LargeTiles, &[LARGE_MEMORY]);
+    tiles("attention_subgroups_large", Algorithm::Subgroups, &[SUBGROUPS, LARGE_MEMORY]);
+    let case = |subject, name, needs, run: fn(&Device) -> Result<()>| Case::new(subject, name, run).needs(needs);
     cases.extend([
-        by_subgroups("attention_subgroups", "shapes", |device| shapes(device, Algorithm::Subgroups)),
-        by_subgroups("attention_subgroups", "options", |device| every_option(device, Algorithm::Subgroups)),
-        by_subgroups("attention_subgroups", "hostile", |device| hostile(device, Algorithm::Subgroups)),
-        by_subgroups("attention_decode", "shapes", decode_shapes),
-        by_subgroups("attention_decode", "options", decode_options),
-        by_subgroups("attention_decode", "splits", |device| decode(device, Algorithm::Subgroups)),
+        case("attention_subgroups", "in 16 KiB", &[SUBGROUPS], subgroups_in_little_memory),
+        case("attention_decode", "shapes", &[SUBGROUPS], decode_shapes),
+        case("attention_decode", "options", &[SUBGROUPS], decode_options),
+        case("attention_decode", "splits", &[SUBGROUPS], |device| decode(device, Algorithm::Subgroups)),
+        case("attention_merge", "decode", &[], |device| decode(device, Algorithm::Portable)),
+        case("attention_merge", "decode, large tiles", &[LARGE_MEMORY], |device| decode(device, Algorithm::LargeTiles)),
     ]);
-    cases.push(Case::new("attention_merge", "decode", |device| decode(device, Algorithm::Portable)));
-    cases.push(Case::new("attention_merge", "decode, large tiles", |device| decode(device, Algorithm::LargeTiles)));
     cases.push(Case::new("attention_merge", "windows", windows));
     cases.push(Case::new("attention_merge", "parts", parts));
     cases.push(Case::new("attention", "refusals", refusals));

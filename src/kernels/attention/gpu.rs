@@ -82,7 +82,7 @@ params! {
 static MERGE: Kernel = Kernel {
     name: "attention_merge",
     sources: &[shader!("attention/merge.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: MergeParams::FIELDS,
     params_bytes: size_of::<MergeParams>(),
 };

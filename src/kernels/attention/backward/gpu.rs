@@ -73,21 +73,21 @@ params! {
 static BACKWARD: Kernel = Kernel {
     name: "attention_backward",
     sources: &[shader!("attention/backward.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: BackwardParams::FIELDS,
     params_bytes: size_of::<BackwardParams>(),
 };
 static DELTA: Kernel = Kernel {
     name: "attention_backward_delta",
     sources: &[shader!("attention/backward_delta.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: DeltaParams::FIELDS,
     params_bytes: size_of::<DeltaParams>(),
 };
 static SINKS: Kernel = Kernel {
     name: "attention_backward_sinks",
     sources: &[shader!("attention/backward_sinks.wgsl")],
-    needs: Needs { f64: false, f16: false, subgroups: false },
+    needs: Needs::NONE,
     fields: SinksParams::FIELDS,
     params_bytes: size_of::<SinksParams>(),
 };

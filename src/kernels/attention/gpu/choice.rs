@@ -5,44 +5,26 @@ use crate::attention::{Algorithm, Options, Problem};
 use crate::gpu::{Constant, Gpu, Kernel, Needs, Params, shader};
 use crate::{AdapterKind, Error, Result};
 
-static FORWARD: Kernel = Kernel {
-    name: "attention",
-    sources: &[
-        shader!("attention/forward.wgsl"),
-        shader!("attention/by_workgroup.wgsl"),
-        shader!("attention/problem.wgsl"),
-    ],
-    needs: Needs { f64: false, f16: false, subgroups: false },
-    fields: ForwardParams::FIELDS,
-    params_bytes: size_of::<ForwardParams>(),
-};
+/// The kernel of tiles, its rows reduced by the functions of two files.
+const fn tiles(name: &'static str, sources: &'static [(&'static str, &'static str)], needs: Needs) -> Kernel {
+    Kernel { name, sources, needs, fields: ForwardParams::FIELDS, params_bytes: size_of::<ForwardParams>() }
+}
 
-/// The same in 32 KiB of workgroup memory.
-static FORWARD_LARGE: Kernel = Kernel {
-    name: "attention_large",
-    sources: &[
-        shader!("attention/forward.wgsl"),
-        shader!("attention/by_workgroup.wgsl"),
-        shader!("attention/problem.wgsl"),
-    ],
-    needs: Needs { f64: false, f16: false, subgroups: false },
-    fields: ForwardParams::FIELDS,
-    params_bytes: size_of::<ForwardParams>(),
-};
+const BY_WORKGROUP: &[(&str, &str)] =
+    &[shader!("attention/forward.wgsl"), shader!("attention/by_workgroup.wgsl"), shader!("attention/problem.wgsl")];
+const BY_SUBGROUP: &[(&str, &str)] = &[
+    shader!("attention/forward.wgsl"),
+    shader!("attention/by_subgroup.wgsl"),
+    shader!("attention/subgroups.wgsl"),
+    shader!("attention/problem.wgsl"),
+];
+const LARGE_MEMORY: Needs = Needs { large_memory: true, ..Needs::NONE };
 
-/// Rows reduced by subgroups, in either memory.
-static FORWARD_SUBGROUPS: Kernel = Kernel {
-    name: "attention_subgroups",
-    sources: &[
-        shader!("attention/forward.wgsl"),
-        shader!("attention/by_subgroup.wgsl"),
-        shader!("attention/subgroups.wgsl"),
-        shader!("attention/problem.wgsl"),
-    ],
-    needs: Needs { f64: false, f16: false, subgroups: true },
-    fields: ForwardParams::FIELDS,
-    params_bytes: size_of::<ForwardParams>(),
-};
+static FORWARD: Kernel = tiles("attention", BY_WORKGROUP, Needs::NONE);
+static FORWARD_LARGE: Kernel = tiles("attention_large", BY_WORKGROUP, LARGE_MEMORY);
+static FORWARD_SUBGROUPS: Kernel = tiles("attention_subgroups", BY_SUBGROUP, Needs { subgroups: true, ..Needs::NONE });
+static FORWARD_SUBGROUPS_LARGE: Kernel =
+    tiles("attention_subgroups_large", BY_SUBGROUP, Needs { subgroups: true, ..LARGE_MEMORY });
 
 /// Few rows, each key by as many invocations as hold it.
 static DECODE: Kernel = Kernel {
@@ -52,12 +34,11 @@ static DECODE: Kernel = Kernel {
         shader!("attention/subgroups.wgsl"),
         shader!("attention/problem.wgsl"),
     ],
-    needs: Needs { f64: false, f16: false, subgroups: true },
+    needs: Needs { subgroups: true, ..Needs::NONE },
     fields: ForwardParams::FIELDS,
     params_bytes: size_of::<ForwardParams>(),
 };
 
-const LARGE_BYTES: u32 = 32 << 10;
 /// Rows of a key head that [`DECODE`] is for.
 const DECODE_ROWS: usize = 16;
 /// Invocations of a workgroup of [`DECODE`].
@@ -98,30 +79,31 @@ pub(super) struct Choice {
 impl Choice {
     /// By the algorithm asked for, the adapter and the shape.
     pub(super) fn new(gpu: &Gpu, problem: &Problem, options: &Options, half: bool) -> Result<Self> {
-        let unsupported = |feature| Err(Error::Unsupported { place: PLACE, feature, device: gpu.to_string() });
         let size = problem.d.max(problem.d_v);
         let longest = problem.sequences.iter().map(|sequence| sequence.q_len).max().unwrap_or(0);
         let rows = problem.group() * longest;
-        let large = gpu.workgroup_memory() >= LARGE_BYTES;
+        let large = gpu.has_large_memory();
         let hardware = gpu.info().kind != AdapterKind::Software;
-        match options.algorithm {
-            Algorithm::Auto if hardware && gpu.has_subgroups() && rows <= DECODE_ROWS => {
-                Ok(Self::decode(size, rows, half))
+        let choice = match options.algorithm {
+            Algorithm::Auto if hardware && gpu.has_subgroups() && rows <= DECODE_ROWS => Self::decode(size, rows, half),
+            Algorithm::Auto if hardware && large => Self::tiles(&FORWARD_LARGE, size, half),
+            Algorithm::Auto | Algorithm::Portable => Self::tiles(&FORWARD, size, half),
+            Algorithm::LargeTiles => Self::tiles(&FORWARD_LARGE, size, half),
+            Algorithm::Subgroups if rows <= DECODE_ROWS => Self::decode(size, rows, half),
+            Algorithm::Subgroups if large => Self::tiles(&FORWARD_SUBGROUPS_LARGE, size, half),
+            Algorithm::Subgroups => Self::tiles(&FORWARD_SUBGROUPS, size, half),
+            Algorithm::CooperativeMatrices => {
+                let (place, feature) = (PLACE, "attention by cooperative matrices");
+                return Err(Error::Unsupported { place, feature, device: gpu.to_string() });
             }
-            Algorithm::Auto if hardware && large => Ok(Self::tiles(&FORWARD_LARGE, size, true, half)),
-            Algorithm::Auto | Algorithm::Portable => Ok(Self::tiles(&FORWARD, size, false, half)),
-            Algorithm::LargeTiles if large => Ok(Self::tiles(&FORWARD_LARGE, size, true, half)),
-            Algorithm::LargeTiles => unsupported("32 KiB of workgroup memory"),
-            Algorithm::Subgroups if !gpu.has_subgroups() => unsupported("subgroups"),
-            Algorithm::Subgroups if rows <= DECODE_ROWS => Ok(Self::decode(size, rows, half)),
-            Algorithm::Subgroups => Ok(Self::tiles(&FORWARD_SUBGROUPS, size, large, half)),
-            Algorithm::CooperativeMatrices => unsupported("attention by cooperative matrices"),
-        }
+        };
+        gpu.require(PLACE, choice.kernel.needs)?;
+        Ok(choice)
     }
 
-    /// Heads of `size`, by one of the tables.
-    fn tiles(kernel: &'static Kernel, size: usize, large: bool, half: bool) -> Self {
-        let (table, lanes) = if large { (LARGE, 16) } else { (PORTABLE, 8) };
+    /// Heads of `size`, by the table of the kernel's memory.
+    fn tiles(kernel: &'static Kernel, size: usize, half: bool) -> Self {
+        let (table, lanes) = if kernel.needs.large_memory { (LARGE, 16) } else { (PORTABLE, 8) };
         let found = table.into_iter().find(|tile| tile.0 as usize >= size);
         let Some((d, rows, keys, columns, values)) = found else { unreachable!("head sizes are checked") };
         let constants = vec![
@@ -162,9 +144,8 @@ pub(super) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
     for half in [false, true] {
         for (d, ..) in PORTABLE {
             let size = d as usize;
-            all.push(Choice::tiles(&FORWARD, size, false, half));
-            all.push(Choice::tiles(&FORWARD_LARGE, size, true, half));
-            all.extend([false, true].map(|large| Choice::tiles(&FORWARD_SUBGROUPS, size, large, half)));
+            let kernels = [&FORWARD, &FORWARD_LARGE, &FORWARD_SUBGROUPS, &FORWARD_SUBGROUPS_LARGE];
+            all.extend(kernels.map(|kernel| Choice::tiles(kernel, size, half)));
             all.extend([1, 4, 8].map(|rows| Choice::decode(size, rows, half)));
         }
     }
