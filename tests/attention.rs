@@ -380,6 +380,44 @@ fn elements_that_are_not_finite_are_named() {
     }
 }
 
+/// A bias of -inf hides a key, NaN and infinity are errors, where a query sees the key.
+#[test]
+fn a_bias_that_is_not_finite_is_named() {
+    for (q_len, shape) in [(1, [1, 2, 1, 100]), (40, [1, 1, 40, 100]), (40, [1, 2, 40, 1]), (2, [1, 1, 1, 1])] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut bias = vec![0.0; shape.iter().product()];
+            let index = bias.len() - 1;
+            bias[index] = bad;
+            let setup = Setup { bias: Some((shape, bias)), ..Setup::new(1, (2, 1), (q_len, 100), (16, 16)) };
+            let [q, k, v] = setup.sizes();
+            let [q, k, v] = tensors(&setup, &noise(q, 1), &noise(k, 2), &noise(v, 3));
+            match attention(&q, &k, &v, &options(&setup)) {
+                Ok(_) => assert_eq!(bad, f32::NEG_INFINITY),
+                Err(error) => assert!(
+                    bad != f32::NEG_INFINITY
+                        && error.to_string().starts_with(&format!("attention: bias at index {index} is ")),
+                    "{bad}: {error}"
+                ),
+            }
+        }
+    }
+}
+
+/// A product that is too large stays an error behind the soft cap.
+#[test]
+fn a_soft_cap_hides_no_overflow() {
+    for q_len in [1, 40] {
+        for sign in [1.0, -1.0] {
+            let setup = Setup { softcap: Some(2.0), ..Setup::new(1, (2, 1), (q_len, 100), (16, 16)) };
+            let [q, k, v] = setup.sizes();
+            let (mut q, mut k) = (noise(q, 1), noise(k, 2));
+            (q[0], k[16 * 40]) = (3e30, sign * 3e30);
+            let [q, k, v] = tensors(&setup, &q, &k, &noise(v, 3));
+            assert!(matches!(attention(&q, &k, &v, &options(&setup)), Err(Error::Domain { .. })), "{q_len}");
+        }
+    }
+}
+
 #[test]
 fn slopes_are_those_of_the_paper() {
     let powers: Vec<f32> = (1..=8).map(|i| 0.5f32.powi(i)).collect();

@@ -51,6 +51,8 @@ fn main(
         }
     }
 
+    // Rows with a score that is not finite, by bits: max and comparisons may take it for a hidden key.
+    var strange = 0u;
     for (var key0 = part.begin; key0 < part.end; key0 += i32(STEP)) {
         var keys: array<vec4<f32>, U * E>;
         var values: array<vec4<f32>, U * E>;
@@ -102,6 +104,7 @@ fn main(
                 if !whole && hidden(position[r], key, part.end) {
                     score[u] = NO_KEY;
                 }
+                strange |= select(1u << r, 0u, finite(score[u]));
                 new_largest = max(new_largest, score[u]);
             }
             let fade = decay(largest[r] - new_largest);
@@ -125,6 +128,9 @@ fn main(
         for (var r = 0u; r < R; r++) {
             run_max[r * RUNS + run] = largest[r];
             run_sum[r * RUNS + run] = total[r];
+            if ((strange >> r) & 1u) == 1u && part.row0 + r < part.rows {
+                atomicMax(&status[0], 0xffffffffu - (part.q_first + q_head[r] * params.q_len + query[r]));
+            }
         }
     }
     for (var r = 0u; r < R; r++) {

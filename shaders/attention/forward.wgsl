@@ -65,6 +65,8 @@ fn attend(group: vec3<u32>, lane: u32) {
         q_tile[at / D4 * QS + at % D4] = q_four(start, column) * params.scale;
     }
 
+    // Rows with a score that is not finite, by bits: max and comparisons may take it for a hidden key.
+    var strange = 0u;
     for (var key0 = part.begin; key0 < end; key0 += i32(BK)) {
         var score: array<f32, RQ * CK>;
         for (var s = 0u; s < RQ * CK; s++) {
@@ -121,8 +123,9 @@ fn attend(group: vec3<u32>, lane: u32) {
         }
         var local: array<f32, RQ>;
         for (var r = 0u; r < RQ; r++) {
-            local[r] = score[r * CK];
-            for (var x = 1u; x < CK; x++) {
+            local[r] = NO_KEY;
+            for (var x = 0u; x < CK; x++) {
+                strange |= select(1u << r, 0u, finite(score[r * CK + x]));
                 local[r] = max(local[r], score[r * CK + x]);
             }
         }
@@ -193,7 +196,7 @@ fn attend(group: vec3<u32>, lane: u32) {
             factor = fade / whole_total;
             log_sum = largest[r] + log(whole_total);
         }
-        var fine = finite(log_sum) && finite(whole_total);
+        var fine = ((strange >> r) & 1u) == 0u && finite(log_sum) && finite(whole_total);
         for (var x = 0u; x < OC; x++) {
             let value = sum[r * OC + x] * factor;
             let column = (tc + TC * x) * 4u;

@@ -14,7 +14,7 @@ struct Params {
     out_offset: u32,
     lse_offset: u32,
     groups_x: u32,
-    pad0: u32,
+    first_row: u32,   // of out, in the whole
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -22,6 +22,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> part_lse: array<f32>;  // (parts, rows)
 @group(0) @binding(3) var<storage, read_write> out: array<u32>; // (rows, d_v), f32 bits, or pairs of f16 with HALF_OUT
 @group(0) @binding(4) var<storage, read_write> lse: array<f32>; // (rows)
+@group(0) @binding(5) var<storage, read_write> status: array<atomic<u32>>; // 0xffffffff - the lowest row that is not finite
 
 const NO_KEY: f32 = -1e30;
 
@@ -32,14 +33,21 @@ fn element(at: u32) -> f32 {
     return bitcast<f32>(part[at]);
 }
 
+fn finite(value: f32) -> bool {
+    return (bitcast<u32>(value) & 0x7f800000u) != 0x7f800000u;
+}
+
 fn joined(index: u32) -> f32 {
     if index >= params.elements {
         return 0.0;
     }
     let row = index / params.d_v;
     var largest = NO_KEY;
+    var fine = true;
     for (var p = 0u; p < params.parts; p++) {
-        largest = max(largest, part_lse[p * params.lse_stride + row + params.part_lse_offset]);
+        let own = part_lse[p * params.lse_stride + row + params.part_lse_offset];
+        fine = fine && finite(own);
+        largest = max(largest, own);
     }
     var total = 0.0;
     var sum = 0.0;
@@ -47,9 +55,14 @@ fn joined(index: u32) -> f32 {
         let own = part_lse[p * params.lse_stride + row + params.part_lse_offset];
         if own > NO_KEY {
             let weight = exp(max(own - largest, -120.0));
+            let value = element(p * params.part_stride + index + params.part_offset);
+            fine = fine && finite(value);
             total += weight;
-            sum += weight * element(p * params.part_stride + index + params.part_offset);
+            sum += weight * value;
         }
+    }
+    if !fine || !finite(sum) {
+        atomicMax(&status[0], 0xffffffffu - (params.first_row + row));
     }
     if index % params.d_v == 0u {
         lse[row + params.lse_offset] = select(NO_KEY, largest + log(max(total, 1.0)), total > 0.0);

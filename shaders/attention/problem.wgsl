@@ -154,6 +154,9 @@ fn saturate_score(x: f32) -> f32 {
 
 // What softcap, ALiBi and the bias make of a score.
 fn modified(score: f32, sequence: u32, head: u32, query: u32, key: u32, distance: f32) -> f32 {
+    if !finite(score) {
+        return score; // the soft cap would make a number of it
+    }
     var s = score;
     if (params.flags & SOFTCAP) != 0u {
         s = params.softcap * saturate_score(s / params.softcap);
@@ -168,6 +171,9 @@ fn modified(score: f32, sequence: u32, head: u32, query: u32, key: u32, distance
         // -1e30 and below, by the bits: WGSL knows no infinity.
         if bits != size && size >= 0x7149f2cau && size <= 0x7f800000u {
             return NO_KEY;
+        }
+        if size >= 0x7f800000u {
+            return bitcast<f32>(bits);
         }
         s += bitcast<f32>(bits);
     }

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use half::f16;
-use ndarray::{Array4, ArrayView4, s};
-use orthant::attention::{Algorithm, AttentionElement, Options, attention, merge_attention};
-use orthant::{Device, Error};
+use ndarray::{Array3, Array4, ArrayView4, s};
+use orthant::attention::{Algorithm, AttentionElement, Options, Output, attention, merge_attention};
+use orthant::{Device, Element, Error};
 
 use crate::common::attention::{Setup, forward, noise, row_error};
 use crate::common::{Case, LARGE_MEMORY, SUBGROUPS, poison};
@@ -286,6 +286,118 @@ fn hostile(device: &Device, algorithm: Algorithm) -> Result<()> {
     Ok(())
 }
 
+/// Every element that is not finite, and every score that becomes so, is an error that names its row, however much it looks like a hidden key.
+fn not_finite<T: AttentionElement>(device: &Device, algorithm: Algorithm, queries: usize) -> Result<()> {
+    let setup = Setup { softcap: None, ..Setup::new(1, (2, 1), (queries, 70), (16, 16)) };
+    let capped = Setup { softcap: Some(2.0), ..setup.clone() };
+    let sizes = setup.sizes();
+    // Without negative elements a key of -inf makes a score of -inf.
+    let clean = [1, 2, 3].map(|seed| noise(sizes[seed - 1], seed as u32).iter().map(|x| x.abs()).collect::<Vec<_>>());
+    let last = queries - 1;
+    let run = |setup: &Setup, data: &[Vec<f32>; 3]| -> Result<Result<Array4<T>, Error>> {
+        let [q, k, v] = [(2, queries, 0), (1, 70, 1), (1, 70, 2)]
+            .map(|(heads, rows, which)| array::<T>([1, heads, rows, 16], &data[which]));
+        let options = options(device, setup)?.algorithm(algorithm);
+        let [q, k, v] = [device.tensor(&q?)?, device.tensor(&k?)?, device.tensor(&v?)?];
+        Ok(attention(&q, &k, &v, &options)?.output.to_array())
+    };
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for setup in [&setup, &capped] {
+            // The last query of head 1; a key and a value that all see, in the middle and in the last tile.
+            for (which, at, row) in
+                [(0, sizes[0] - 5, queries + last), (1, 16 * 17 + 3, 0), (1, 16 * 69, 0), (2, 16 * 33 + 15, 0)]
+            {
+                let mut data = clean.clone();
+                data[which][at] = bad;
+                let found = run(setup, &data)?;
+                ensure!(
+                    matches!(found, Err(Error::Domain { index, .. }) if index == row),
+                    "{bad} in {}, {} of row {row}: {:?}",
+                    ["q", "k", "v"][which],
+                    setup.softcap.is_some(),
+                    found.err()
+                );
+            }
+        }
+        // Seen by the last query of head 1 alone: what a mask hides is not asked.
+        let mut bias = vec![0.0; 2 * queries * 70];
+        let at = (queries + last) * 70 + 69;
+        bias[at] = bad;
+        let biased = Setup { bias: Some(([1, 2, queries, 70], bias)), ..setup.clone() };
+        let found = run(&biased, &clean)?;
+        match bad == f32::NEG_INFINITY {
+            true => ensure!(found.is_ok(), "a bias of -inf hides a key: {:?}", found.err()),
+            false => ensure!(
+                matches!(found, Err(Error::Domain { index, .. }) if index == queries + last),
+                "a bias of {bad}: {:?}",
+                found.err()
+            ),
+        }
+        let masked = Setup { causal: true, q_len: queries, ..biased };
+        let mut late = vec![0.0; 2 * queries * 70];
+        late[69] = bad;
+        if queries > 1 {
+            let found = run(&Setup { bias: Some(([1, 2, queries, 70], late)), ..masked }, &clean)?;
+            ensure!(found.is_ok(), "a bias of {bad} at a hidden key: {:?}", found.err());
+        }
+    }
+    if T::NAME == <f32 as Element>::NAME {
+        // Finite elements whose product is too large, in either direction.
+        for sign in [1.0, -1.0] {
+            for setup in [&setup, &capped] {
+                let mut data = clean.clone();
+                data[0][last * 16] = 3e30;
+                data[1][16 * 40] = sign * 3e30;
+                let found = run(setup, &data)?;
+                ensure!(
+                    matches!(found, Err(Error::Domain { index, .. }) if index == last),
+                    "{sign}: {:?}",
+                    found.err()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn every_not_finite(device: &Device, algorithm: Algorithm) -> Result<()> {
+    not_finite::<f32>(device, algorithm, 33)?;
+    not_finite::<f16>(device, algorithm, 33)
+}
+
+fn few_not_finite(device: &Device) -> Result<()> {
+    for queries in [1, 3] {
+        not_finite::<f32>(device, Algorithm::Subgroups, queries)?;
+        not_finite::<f16>(device, Algorithm::Subgroups, queries)?;
+    }
+    Ok(())
+}
+
+/// Parts that hold no number: the error names their row, and none is lost to a weight of 0.
+fn bad_parts<T: AttentionElement>(device: &Device) -> Result<()> {
+    let clean = (array::<T>([1, 2, 3, 5], &noise(30, 1))?, Array3::from_shape_vec((1, 2, 3), noise(6, 2))?);
+    let part = |output: &Array4<T>, lse: &Array3<f32>| -> Result<Output<T>> {
+        Ok(Output { output: device.tensor(output)?, lse: Some(device.tensor(lse)?) })
+    };
+    let merge = |bad: Output<T>| -> Result<Result<Array4<T>, Error>> {
+        let whole = merge_attention(&[part(&clean.0, &clean.1)?, bad])?;
+        let lse = whole.lse.context("a log-sum-exp")?.to_array();
+        Ok(lse.and_then(|_| whole.output.to_array()))
+    };
+    ensure!(merge(part(&clean.0, &clean.1)?)?.is_ok(), "clean parts");
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut lse = clean.1.clone();
+        lse[[0, 1, 1]] = bad;
+        let found = merge(part(&clean.0, &lse)?)?;
+        ensure!(matches!(found, Err(Error::Domain { index: 4, .. })), "an lse of {bad}: {:?}", found.err());
+        let mut output = clean.0.clone();
+        output[[0, 1, 2, 4]] = T::narrow(bad);
+        let found = merge(part(&output, &clean.1)?)?;
+        ensure!(matches!(found, Err(Error::Domain { index: 5, .. })), "an output of {bad}: {:?}", found.err());
+    }
+    Ok(())
+}
+
 /// Parts of the keys, none of them in one, from this device and the CPU.
 fn merged<T: AttentionElement>(device: &Device, d_v: usize, bound: f64) -> Result<()> {
     let setup = Setup::new(1, (2, 1), (41, 50), (16, d_v));
@@ -327,7 +439,8 @@ fn parts(device: &Device) -> Result<()> {
         merged::<f32>(device, d_v, F32)?;
         merged::<f16>(device, d_v, F16)?;
     }
-    Ok(())
+    bad_parts::<f32>(device)?;
+    bad_parts::<f16>(device)
 }
 
 fn refusals(device: &Device) -> Result<()> {
@@ -349,7 +462,12 @@ pub fn cases() -> Vec<Case> {
         let case = |name, run: fn(&Device, Algorithm) -> Result<()>| {
             Case::new(subject, name, move |device| run(device, algorithm)).needs(needs)
         };
-        cases.extend([case("shapes", shapes), case("options", every_option), case("hostile", hostile)]);
+        cases.extend([
+            case("shapes", shapes),
+            case("options", every_option),
+            case("hostile", hostile),
+            case("not finite", every_not_finite),
+        ]);
     };
     tiles("attention", Algorithm::Portable, &[]);
     tiles("attention_large", Algorithm::LargeTiles, &[LARGE_MEMORY]);
@@ -359,6 +477,7 @@ pub fn cases() -> Vec<Case> {
         case("attention_subgroups", "in 16 KiB", &[SUBGROUPS], subgroups_in_little_memory),
         case("attention_decode", "shapes", &[SUBGROUPS], decode_shapes),
         case("attention_decode", "options", &[SUBGROUPS], decode_options),
+        case("attention_decode", "not finite", &[SUBGROUPS], few_not_finite),
         case("attention_decode", "splits", &[SUBGROUPS], |device| decode(device, Algorithm::Subgroups)),
         case("attention_merge", "decode", &[], |device| decode(device, Algorithm::Portable)),
         case("attention_merge", "decode, large tiles", &[LARGE_MEMORY], |device| decode(device, Algorithm::LargeTiles)),

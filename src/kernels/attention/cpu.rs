@@ -89,7 +89,14 @@ fn forward_on<T: AttentionElement>(
     }
     match call.not_finite(output.as_slice().unwrap_or_default(), lse.as_slice().unwrap_or_default()) {
         Some(error) => Err(error),
-        None => Ok((output, lse)),
+        // The soft cap makes a number of it again, and a weight of 0 leaves no trace of it.
+        None => Err(Error::Domain {
+            place: PLACE,
+            quantity: "a score",
+            index: 0,
+            expected: "finite",
+            found: "not finite, somewhere".into(),
+        }),
     }
 }
 
@@ -242,8 +249,10 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         self.problem.softcap.is_some() || self.slopes.is_some() || self.bias.is_some()
     }
 
-    /// Soft cap, ALiBi and bias of one row's scores, which begin with key `first`; only those of `seen` (within `scores`) matter.
-    fn adjust(&self, unit: &Unit, row: usize, first: usize, scores: &mut [f32], seen: Range<usize>) {
+    /// Soft cap, ALiBi and bias of one row's scores, which begin with key `first`; only those of `seen` (within `scores`) matter. False if one of them or
+    /// of the bias is not finite; a bias of -inf is.
+    fn adjust(&self, unit: &Unit, row: usize, first: usize, scores: &mut [f32], seen: Range<usize>) -> bool {
+        let mut fine = micro::finite(&scores[seen.clone()]);
         let sequence = self.sequence(unit);
         let (query, head) = self.row(unit, row);
         if let Some(cap) = self.problem.softcap {
@@ -261,11 +270,15 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         if let Some((bias, strides)) = self.bias {
             let at = unit.sequence * strides[0] + head * strides[1] + query * strides[2] + first * strides[3];
             if strides[3] == 0 {
+                fine &= scores.is_empty() || bias[at] < f32::INFINITY;
                 scores.iter_mut().for_each(|score| *score += bias[at]);
             } else {
+                // NaN is not below infinity either.
+                fine &= bias[at..].iter().take(scores.len()).fold(true, |fine, bias| fine & (*bias < f32::INFINITY));
                 scores.iter_mut().zip(&bias[at..]).for_each(|(score, bias)| *score += bias);
             }
         }
+        fine
     }
 
     /// Writes one row: `o` over the sum of weights, where `m` is the largest score, `l` the sum of exp(score - m). False if it is not finite.

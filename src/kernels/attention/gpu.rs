@@ -75,7 +75,7 @@ params! {
         out_offset: u32,
         lse_offset: u32,
         groups_x: u32,
-        pad0: u32,
+        first_row: u32,
     }
 }
 
@@ -97,7 +97,8 @@ const TABLE: u32 = 64;
 const HALF_OUT: u32 = 128;
 
 const PLACE: &str = "attention";
-const NOT_FINITE: Finding = Finding { quantity: "q, k or v", expected: "finite", found: "not finite, in a row" };
+const NOT_FINITE: Finding =
+    Finding { quantity: "q, k, v, bias or what came of them", expected: "finite", found: "not finite, in a row" };
 
 fn merge_constants(half: bool, half_out: bool) -> [(&'static str, Constant); 2] {
     [("HALF", Constant::U32(half.into())), ("HALF_OUT", Constant::U32(half_out.into()))]
@@ -349,9 +350,9 @@ impl Call<'_> {
             out_offset: (out_shift as usize / element) as u32,
             lse_offset: lse_shift as u32 / 4,
             groups_x: grid[0],
-            pad0: 0,
+            first_row: row as u32,
         };
-        let bindings = [part.view(), part_lse.view(), out, lse];
+        let bindings = [part.view(), part_lse.view(), out, lse, self.check.view()];
         self.gpu.run(&MERGE, &merge_constants(false, half_out), &params, &bindings, grid)
     }
 
@@ -388,9 +389,10 @@ impl Call<'_> {
                 out_offset: out_shift / 2,
                 lse_offset: spare_shift / 4,
                 groups_x: grid[0],
-                pad0: 0,
+                first_row: row as u32,
             };
-            self.gpu.run(&MERGE, &merge_constants(false, true), &params, &[part, part_lse, out, spare], grid)?;
+            let bindings = [part, part_lse, out, spare, self.check.view()];
+            self.gpu.run(&MERGE, &merge_constants(false, true), &params, &bindings, grid)?;
         }
         Ok(())
     }

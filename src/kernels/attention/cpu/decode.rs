@@ -109,7 +109,7 @@ fn range<T: AttentionElement>(
             let from = (seen.start.max(first) - first).min(end);
             *bounds = (from as u32, end as u32);
             if call.adjusts() {
-                call.adjust(unit, row, first, &mut scores[row * KEYS..][..whole], from..end);
+                fine &= call.adjust(unit, row, first, &mut scores[row * KEYS..][..whole], from..end);
             }
         }
         let mut fade = [0.0; micro::SOFTMAX_ROWS];

@@ -221,7 +221,7 @@ unsafe fn lanes<S: Simd>() -> usize {
 
 /// Keeps the largest exponent bits: all ones in one of them is no finite number.
 #[inline(always)]
-fn finite(values: &[f32]) -> bool {
+pub(super) fn finite(values: &[f32]) -> bool {
     values.iter().fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff)) < 0x7f80_0000
 }
 

@@ -96,7 +96,7 @@ pub(super) fn unit<T: AttentionElement>(
             if call.adjusts() {
                 for (r, &(from, end)) in bounds[..block].iter().enumerate() {
                     let scores = &mut scores[r * KEYS..][..whole];
-                    call.adjust(unit, row + r, begin, scores, from as usize..end as usize);
+                    fine &= call.adjust(unit, row + r, begin, scores, from as usize..end as usize);
                 }
             }
             let mut fade = [0.0; micro::SOFTMAX_ROWS];

@@ -6,6 +6,7 @@ use crate::kernels::attention::AttentionElement;
 use crate::kernels::attention::merge::Part;
 
 const PLACE: &str = "merge_attention";
+const NOT_FINITE: Finding = Finding { quantity: "output or lse", expected: "finite", found: "not finite, in a row" };
 
 /// The attention of all parts, each of which is on `gpu` and of the first's shape.
 pub(in crate::kernels::attention) fn merge_parts<T: AttentionElement>(
@@ -16,6 +17,7 @@ pub(in crate::kernels::attention) fn merge_parts<T: AttentionElement>(
     let (rows, d_v, element) = (parts[0].1.len(), dim[3], size_of::<T>());
     let out = gpu.allocate(PLACE, (rows * d_v * element) as u64)?;
     let lse = gpu.allocate(PLACE, (rows * 4) as u64)?;
+    let check = gpu.check(PLACE, &[NOT_FINITE])?;
     if rows * d_v > 0 {
         let alignment = gpu.binding_alignment();
         let half = T::NAME == f16::NAME;
@@ -55,12 +57,14 @@ pub(in crate::kernels::attention) fn merge_parts<T: AttentionElement>(
                 out_offset: (out_shift as usize / element) as u32,
                 lse_offset: lse_shift as u32 / 4,
                 groups_x: grid[0],
-                pad0: 0,
+                first_row: row as u32,
             };
-            gpu.run(&MERGE, &merge_constants(half, half), &params, &[stack.view(), stack_lse.view(), out, lse], grid)?;
+            let bindings = [stack.view(), stack_lse.view(), out, lse, check.view()];
+            gpu.run(&MERGE, &merge_constants(half, half), &params, &bindings, grid)?;
         }
     }
-    let inputs: Vec<_> = parts.iter().flat_map(|(output, lse)| [output.checks(), lse.checks()]).collect();
+    let inputs = parts.iter().flat_map(|(output, lse)| [output.checks(), lse.checks()]);
+    let inputs: Vec<_> = std::iter::once(std::slice::from_ref(&check)).chain(inputs).collect();
     let checks = crate::kernels::inherit(&inputs);
     let lse = Tensor::on_gpu(gpu, lse, lse_dim, checks.clone());
     Ok(Output { output: Tensor::on_gpu(gpu, out, dim, checks), lse: Some(lse) })
