@@ -4,6 +4,7 @@
 
 mod buffer;
 mod check;
+mod experimental;
 mod fault;
 mod kernel;
 mod open;
@@ -40,6 +41,8 @@ pub(crate) struct Inner {
     queue: wgpu::Queue,
     limits: wgpu::Limits,
     features: wgpu::Features,
+    /// Rows of the cooperative matrices that kernels use, or 0.
+    cooperative: u32,
     faults: Arc<fault::Faults>,
     pool: Arc<Mutex<buffer::Pool>>,
     /// Held from a call into the driver to the question whether it failed: wgpu reports within the call, so an error goes to the thread that caused it.
@@ -80,6 +83,11 @@ impl Gpu {
     pub fn max_binding(&self) -> u64 {
         // Kernels index elements of 2 bytes and more by u32.
         self.inner.limits.max_storage_buffer_binding_size.min(u64::from(u32::MAX)) & !3
+    }
+
+    /// Rows of the cooperative matrices that kernels use here, 16 or 8, or 0.
+    pub(crate) fn cooperative(&self) -> u32 {
+        self.inner.cooperative
     }
 
     /// Whether kernels by subgroups work here; in a browser their text would need `enable subgroups;`.

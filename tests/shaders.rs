@@ -19,6 +19,7 @@ fn validate(variant: &Variant, module: &Module) -> naga::valid::ModuleInfo {
     capabilities.set(Capabilities::SHADER_INT64, variant.needs.f64);
     capabilities.set(Capabilities::SHADER_FLOAT16, variant.needs.f16);
     capabilities.set(Capabilities::SUBGROUP, variant.needs.subgroups);
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, variant.needs.cooperative != 0);
     Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(ShaderStages::COMPUTE)
         .subgroup_operations(SubgroupOperationSet::all())
@@ -28,7 +29,7 @@ fn validate(variant: &Variant, module: &Module) -> naga::valid::ModuleInfo {
 
 #[test]
 fn every_variant_is_valid_and_every_backend_writes_it() {
-    let mut written = 0;
+    let (mut written, mut cooperative) = (0, 0);
     for variant in variants() {
         let module = parse(&variant);
         let info = validate(&variant, &module);
@@ -50,7 +51,14 @@ fn every_variant_is_valid_and_every_backend_writes_it() {
         let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
             .unwrap_or_else(|error| panic!("{name} to MSL: {error}"));
         assert!(text.contains("kernel void"), "{name}: {text}");
+        written += 1;
 
+        // HLSL and GLSL have no cooperative matrices: naga's writers panic on them, and wgpu's adapters of these backends do not offer them.
+        if variant.needs.cooperative != 0 {
+            assert!(text.contains(&format!("simdgroup_float{0}x{0}", variant.needs.cooperative)), "{name}: {text}");
+            cooperative += 1;
+            continue;
+        }
         let mut text = String::new();
         let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
         hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default())
@@ -73,8 +81,9 @@ fn every_variant_is_valid_and_every_backend_writes_it() {
             .and_then(|mut writer| writer.write())
             .unwrap_or_else(|error| panic!("{name} to GLSL: {error}"));
         assert!(text.contains("void main()"), "{name}: {text}");
-        written += 3;
+        written += 2;
     }
+    assert_eq!(cooperative, 16, "variants by cooperative matrices: two sizes of them, eight of heads");
     assert!(written > 30, "only {written} texts were written");
 }
 
@@ -190,7 +199,7 @@ fn planted_errors_are_found() {
     assert!(std::panic::catch_unwind(|| validate(&wide, &parse(&wide))).is_err());
 }
 
-/// Writes every variant to `$ORTHANT_WRITE_SHADERS/web` (or `f64`, `large`, `subgroups`), for other compilers to read.
+/// Writes every variant to `$ORTHANT_WRITE_SHADERS/web` (or `f64`, `large`, `subgroups`, `cooperative`), and the last as SPIR-V beside it, for other compilers to read.
 #[test]
 #[ignore = "writes files: CI runs it for Tint"]
 fn shaders_are_written_for_other_compilers() {
@@ -199,6 +208,8 @@ fn shaders_are_written_for_other_compilers() {
     for variant in variants() {
         let kind = match variant.needs.f64 {
             true => "f64",
+            // wgpu's own.
+            false if variant.needs.cooperative != 0 => "cooperative",
             // Without the `enable` that a browser asks for.
             false if variant.needs.subgroups => "subgroups",
             // A browser's device has 16 KiB unless it is asked for more.
@@ -208,5 +219,13 @@ fn shaders_are_written_for_other_compilers() {
         let kind = folder.join(kind);
         std::fs::create_dir_all(&kind).unwrap();
         std::fs::write(kind.join(format!("{}.wgsl", variant.name)), &variant.text).unwrap();
+        if variant.needs.cooperative != 0 {
+            let module = parse(&variant);
+            let info = validate(&variant, &module);
+            let options = spv::Options { lang_version: (1, 3), ..Default::default() };
+            let words = spv::write_vec(&module, &info, &options, None).unwrap();
+            let bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+            std::fs::write(kind.join(format!("{}.spv", variant.name)), bytes).unwrap();
+        }
     }
 }

@@ -17,8 +17,13 @@ pub enum Algorithm {
     LargeTiles,
     /// Reductions across subgroups, and a kernel of its own for few rows (native adapters that have them).
     Subgroups,
-    /// 16 x 16 x 16 (or Metal's 8 x 8 x 8) matrix units, on f16 (adapters that have them).
+    /// Matrix units, 16 x 16 x 16 (or Metal's 8 x 8 x 8), of f16 with f32 sums. For tensors of f16 only: f32 rounded to f16 would not keep its accuracy.
+    /// Where the adapter has them, in subgroups of 32, and the environment asked for them (`ORTHANT_COOPERATIVE_MATRICES=1`) before the device was
+    /// opened: wgpu calls them experimental, and this kernel has been validated, and run with plain loops in place of the units, but not on hardware.
     CooperativeMatrices,
+    /// The kernel of `CooperativeMatrices` with plain loops for units of so many rows, 8 or 16: slow, for tests.
+    #[doc(hidden)]
+    EmulatedMatrices(u32),
 }
 
 /// What an attention masks, adds to its scores and returns. [`Options::default`] is plain softmax(q k^T / sqrt(d)) v.

@@ -39,11 +39,13 @@ pub struct Needs {
     pub subgroups: bool,
     /// 32 KiB of workgroup memory; WebGPU promises 16.
     pub large_memory: bool,
+    /// Cooperative matrices with so many rows, 16 or 8, of f16, summed in f32, in subgroups of 32; 0 for none. wgpu's own, native.
+    pub cooperative: u32,
 }
 
 impl Needs {
     /// What every adapter has.
-    pub const NONE: Self = Self { f64: false, f16: false, subgroups: false, large_memory: false };
+    pub const NONE: Self = Self { f64: false, f16: false, subgroups: false, large_memory: false, cooperative: 0 };
 }
 
 /// A compile-time constant appended to a shader's text.
@@ -133,6 +135,9 @@ impl Kernel {
             // On the first line, before the file's own first comment: line numbers stay.
             text += "enable f16; ";
         }
+        if self.needs.cooperative != 0 {
+            text += "enable wgpu_cooperative_matrix; ";
+        }
         for (_, source) in self.sources {
             text += source;
             text += "\n";
@@ -160,6 +165,10 @@ impl Gpu {
     pub(crate) fn require(&self, place: &'static str, needs: Needs) -> Result<()> {
         let missing = [
             (needs.f64 && !self.has_f64(), "f64 (SHADER_F64)"),
+            (
+                needs.cooperative != 0 && needs.cooperative != self.cooperative(),
+                "cooperative matrices (where there are some, ORTHANT_COOPERATIVE_MATRICES=1 opens devices with them)",
+            ),
             (needs.f16 && !self.inner.features.contains(wgpu::Features::SHADER_F16), "f16 (SHADER_F16)"),
             (needs.subgroups && !self.has_subgroups(), "subgroups"),
             (needs.large_memory && !self.has_large_memory(), "32 KiB of workgroup memory"),

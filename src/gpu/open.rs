@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 
+use super::experimental;
 use super::fault::Faults;
 use super::pipeline_cache::DiskCache;
 use super::{Gpu, Inner};
@@ -89,6 +90,7 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
             .iter()
             .filter(|(_, feature)| adapter.features().contains(*feature))
             .map(|(name, _)| (*name).to_string())
+            .chain((experimental::rows(adapter) != 0).then(|| "cooperative-matrices".to_string()))
             .collect(),
         limits: [
             ("maxBufferSize", limits.max_buffer_size),
@@ -207,10 +209,13 @@ async fn open(info: AdapterInfo, adapter: &wgpu::Adapter, ceilings: Ceilings) ->
         // Less than 64 KiB would only be slow: the engine's own status and params pages are that large.
         limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(bytes.max(64 << 10));
     }
+    let cooperative = experimental::rows(adapter);
+    let (experiment, experimental_features) = experimental::request(cooperative);
     let (device, queue) = adapter
         .request_device(&wgpu::DeviceDescriptor {
             label: Some("orthant"),
-            required_features: adapter.features() & wanted,
+            required_features: (adapter.features() & wanted) | experiment,
+            experimental_features,
             required_limits: limits.clone(),
             ..Default::default()
         })
@@ -226,6 +231,7 @@ async fn open(info: AdapterInfo, adapter: &wgpu::Adapter, ceilings: Ceilings) ->
         inner: Arc::new(Inner {
             info,
             features: device.features(),
+            cooperative,
             device,
             queue,
             limits,

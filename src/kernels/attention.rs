@@ -64,10 +64,11 @@ pub struct Output<T: AttentionElement> {
 /// [`Error::Shape`] and [`Error::Argument`] name what does not fit; [`Error::Domain`] an element that is not finite; [`Error::DeviceMismatch`];
 /// [`Error::Unsupported`] for an [`Algorithm`](crate::attention::Algorithm) that the adapter cannot run.
 ///
-/// `Algorithm::Auto` takes, on hardware: subgroups where a key head has at most 16 rows (queries times heads of its group) and the adapter has them, else
-/// large tiles where there are 32 KiB of workgroup memory; else, and on software adapters, portable tiles. `Algorithm::Subgroups` decodes up to 16 rows
-/// straight from memory, and reduces the rows of tiles beyond that. Where a key head has fewer than 32 rows,
-/// its keys are split until about 256 workgroups run, of at least 128 keys each, and the parts merged.
+/// `Algorithm::Auto` takes, on hardware: subgroups where a key head has at most 16 rows (queries times heads of its group) and the adapter has them, else,
+/// for f16, matrix units where the device was opened with them (`ORTHANT_COOPERATIVE_MATRICES=1`), else large tiles where there are 32 KiB of workgroup
+/// memory; else, and on software adapters, portable tiles. `Algorithm::Subgroups` decodes up to 16 rows straight from memory, and reduces the rows of
+/// tiles beyond that. Where a key head has fewer than 32 rows, its keys are split until about 256 workgroups run, of at least 128 keys each, and the parts
+/// merged.
 ///
 /// Source: Dao et al. 2022 (online softmax over tiles), Dao 2023 (split keys).
 pub fn attention<T: AttentionElement>(

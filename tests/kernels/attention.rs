@@ -14,6 +14,8 @@ use crate::common::{Case, LARGE_MEMORY, SUBGROUPS, poison};
 const F32: f64 = 1e-5;
 /// Outputs rounded to f16 (5e-4); inputs are f16 for the oracle too.
 const F16: f64 = 2e-3;
+/// Listed where the environment asks for them.
+const MATRICES: &str = "cooperative-matrices";
 
 fn array<T: AttentionElement>(shape: [usize; 4], values: &[f32]) -> Result<Array4<T>> {
     Ok(ArrayView4::from_shape(shape, values)?.mapv(T::narrow))
@@ -95,7 +97,14 @@ fn random<T: AttentionElement>(
     check::<T>(device, setup, change, [&noise(q, 1), &noise(k, 2), &noise(v, 3)], bound)
 }
 
+fn by_matrices(algorithm: Algorithm) -> bool {
+    matches!(algorithm, Algorithm::CooperativeMatrices | Algorithm::EmulatedMatrices(_))
+}
+
 fn each(device: &Device, algorithm: Algorithm, setup: &Setup) -> Result<()> {
+    if by_matrices(algorithm) {
+        return random::<f16>(device, setup, |options| options.algorithm(algorithm), F16);
+    }
     random::<f32>(device, setup, |options| options.algorithm(algorithm), F32)?;
     random::<f16>(device, setup, |options| options.algorithm(algorithm), F16)
 }
@@ -112,7 +121,54 @@ fn shapes(device: &Device, algorithm: Algorithm) -> Result<()> {
         each(device, algorithm, &Setup { causal: true, ..Setup::new(1, (2, 2), (37, 37), (d, d_v)) })?;
     }
     let long = Setup { causal: true, ..Setup::new(1, (1, 1), (1000, 1000), (16, 16)) };
-    random::<f32>(device, &long, |options| options.algorithm(algorithm), F32)
+    match by_matrices(algorithm) {
+        true => each(device, algorithm, &long),
+        false => random::<f32>(device, &long, |options| options.algorithm(algorithm), F32),
+    }
+}
+
+/// What is special about weights in f16: scores that rise for ever, that fall, that lie so low that f16 alone would lose them; splits; and elements that
+/// are not finite.
+fn matrices(device: &Device, algorithm: Algorithm) -> Result<()> {
+    let setup = Setup { scale: Some(1.0), ..Setup::new(1, (2, 1), (37, 300), (16, 24)) };
+    let [q, k, v] = setup.sizes();
+    let change = |options: Options| options.algorithm(algorithm);
+    let (ones, values) = (vec![1.0; q], noise(v, 3));
+    let keys = |score: &dyn Fn(usize) -> f32| (0..k).map(|at| score(at / 16) / 16.0).collect::<Vec<_>>();
+    for score in [
+        &|key| key as f32 / 4.0 - 40.0,
+        &|key| 40.0 - key as f32 / 4.0,
+        // One key's weight, and 299 of e^-8 of it: a tenth of the sum.
+        &|key| if key == 0 { 8.0 } else { 0.0 },
+        // The same after the base has been set by small scores.
+        &|key| if key == 299 { 10.0 } else { 0.0 },
+        &|key| (key % 7) as f32 * 9.0 - 60.0,
+    ] as [&dyn Fn(usize) -> f32; 5]
+    {
+        check::<f16>(device, &setup, change, [&ones, &keys(score), &values], F16)?;
+    }
+    for splits in [1, 2, 5] {
+        let setup =
+            Setup { sinks: Some(vec![0.5, 20.0]), window: Some(100), causal: true, scale: None, ..setup.clone() };
+        random::<f16>(device, &setup, |options| change(options).splits(splits), F16)?;
+    }
+    let data = [(2, 37, 16, 1), (1, 300, 16, 2), (1, 300, 24, 3)];
+    for bad in 0..3 {
+        let mut all = Vec::new();
+        for (at, (heads, length, d, seed)) in data.into_iter().enumerate() {
+            let mut values = noise(heads * length * d, seed);
+            if at == bad {
+                values[5 * d + 3] = if bad == 1 { f32::INFINITY } else { f32::NAN };
+            }
+            all.push(device.tensor(&array::<f16>([1, heads, length, d], &values)?)?);
+        }
+        let result = attention(&all[0], &all[1], &all[2], &change(Options::new()))?;
+        ensure!(matches!(result.output.to_array(), Err(Error::Domain { .. })), "not finite in tensor {bad}");
+    }
+    let x = device.tensor(&Array4::<f32>::zeros((1, 1, 2, 4)))?;
+    let refused = attention(&x, &x, &x, &change(Options::new()));
+    ensure!(matches!(refused, Err(Error::Unsupported { .. })), "f32 by matrices of f16");
+    Ok(())
 }
 
 /// Few queries against many keys: split, by itself and as told.
@@ -361,7 +417,9 @@ fn not_finite<T: AttentionElement>(device: &Device, algorithm: Algorithm, querie
 }
 
 fn every_not_finite(device: &Device, algorithm: Algorithm) -> Result<()> {
-    not_finite::<f32>(device, algorithm, 33)?;
+    if !by_matrices(algorithm) {
+        not_finite::<f32>(device, algorithm, 33)?;
+    }
     not_finite::<f16>(device, algorithm, 33)
 }
 
@@ -462,6 +520,7 @@ pub fn cases() -> Vec<Case> {
         let case = |name, run: fn(&Device, Algorithm) -> Result<()>| {
             Case::new(subject, name, move |device| run(device, algorithm)).needs(needs)
         };
+        let hostile = if by_matrices(algorithm) { matrices } else { hostile };
         cases.extend([
             case("shapes", shapes),
             case("options", every_option),
@@ -471,6 +530,13 @@ pub fn cases() -> Vec<Case> {
     };
     tiles("attention", Algorithm::Portable, &[]);
     tiles("attention_large", Algorithm::LargeTiles, &[LARGE_MEMORY]);
+    for units in [16, 8] {
+        tiles("attention_matrices_emulated", Algorithm::EmulatedMatrices(units), &[LARGE_MEMORY]);
+    }
+    // Whichever of the two sizes the adapter has.
+    for kernel in ["attention_matrices_16", "attention_matrices_8"] {
+        tiles(kernel, Algorithm::CooperativeMatrices, &[MATRICES]);
+    }
     tiles("attention_subgroups_large", Algorithm::Subgroups, &[SUBGROUPS, LARGE_MEMORY]);
     let case = |subject, name, needs, run: fn(&Device) -> Result<()>| Case::new(subject, name, run).needs(needs);
     cases.extend([
