@@ -2,6 +2,8 @@
 //!
 //! Devices have them only where the environment says `ORTHANT_COOPERATIVE_MATRICES=1`: wgpu calls them experimental, and orthant's kernel has not met an
 //! adapter with them yet.
+//! naga 30 does not declare `VulkanMemoryModelDeviceScope` in the SPIR-V of such a kernel, which its atomic status word needs (wgpu enables the feature
+//! all the same): spirv-val refuses that SPIR-V, and accepts it with the declaration added. Drivers that validate may refuse it too.
 
 /// Rows of the matrices that kernels use on `adapter`, 16 or 8; 0 where there are none, or nobody asked for them.
 ///
