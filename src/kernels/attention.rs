@@ -59,10 +59,12 @@ pub struct Output<T: AttentionElement> {
 ///   h * q_heads / kv_heads and the ones after it share key head h); d and d_v from 1 to 256; all finite
 /// * `options`: masks, bias, sinks, scale, and whether the log-sum-exp is returned: see [`Options`]
 /// * a query that sees no key gets zeros
+/// * every row within 1e-5 (f16: 2e-3) of the definition in f64, relative to its largest element, or on a GPU to a tenth of the largest value where a row
+///   cancels; scores up to 100
 ///
 /// # Errors
-/// [`Error::Shape`] and [`Error::Argument`] name what does not fit; [`Error::Domain`] an element that is not finite; [`Error::DeviceMismatch`];
-/// [`Error::Unsupported`] for an [`Algorithm`](crate::attention::Algorithm) that the adapter cannot run.
+/// [`Error::Shape`] and [`Error::Argument`] name what does not fit; [`Error::Domain`] an element that is not finite (a bias of -inf is fine): on a GPU, at
+/// the wait for the result, its index is that of the first row of the output that meets one; [`Error::DeviceMismatch`]; [`Error::Unsupported`] for an [`Algorithm`](crate::attention::Algorithm) that the adapter cannot run.
 ///
 /// `Algorithm::Auto` takes, on hardware: subgroups where a key head has at most 16 rows (queries times heads of its group) and the adapter has them, else,
 /// for f16, matrix units where the device was opened with them (`ORTHANT_COOPERATIVE_MATRICES=1`), else large tiles where there are 32 KiB of workgroup
