@@ -146,8 +146,8 @@ impl Vmf {
             mean_direction.iter_mut().for_each(|value| *value /= largest);
         }
         match rows::inverse_norm(PLACE, &mean_direction, 0) {
-            Ok(factor) => mean_direction.iter_mut().for_each(|value| *value *= factor),
-            Err(_) => {
+            Ok(factor) if resultant.length > 0.0 => mean_direction.iter_mut().for_each(|value| *value *= factor),
+            _ => {
                 mean_direction.fill(0.0);
                 mean_direction[0] = 1.0;
             }

@@ -1,17 +1,47 @@
 //! The hot loops over rows: norms, sums of normalised rows, dot products. f64 throughout, so that no order of summation matters
 //! at f32's scale.
 //!
-//! Which loop sums f32 rows is a matter of the caches, measured at one thread (GB/s; a plain read 24, norms alone 26): eight rows at a time
-//! after their norms 18 at d = 32768, 16 at 2048 and at 384 (four rows at a time 12 at most: the sums themselves go through the second-level
-//! cache once a group); at 384, where everything is near, four rows while the next four stream in 19.
+//! A fit reads a group of eight rows twice: from memory for its norms, then from the caches for its sum. Both passes convert each f32 and
+//! multiply and add it once; the conversions bound them, 16 bytes a cycle on Zen 4. Measured at one thread (GB/s): a plain read 22 to 24, norms
+//! alone the same, norms and sums 16 to 18 at any width. Eight rows at a time, because the sums themselves go through the second-level cache
+//! once a group: four rows reach 12, sixteen run out of registers.
 
-use multiversion::multiversion;
+use multiversion::{multiversion, target::target_cfg_f};
 
-/// Independent partial sums a loop keeps, so that the compiler can use vectors of any width up to 512 bits.
-const LANES: usize = 16;
+/// Independent partial sums a loop keeps: four vectors of 512 bits, as many as an addition takes cycles.
+const LANES: usize = 32;
 
+/// Rows that are added at a time.
+pub(crate) const GROUP: usize = 8;
+
+/// An element as f64.
+pub(crate) trait Wide: Copy {
+    fn wide(self) -> f64;
+}
+impl Wide for f32 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self as f64
+    }
+}
+impl Wide for f64 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
+    }
+}
+
+/// a b + c, in one rounding if the function around is compiled for a processor that has it.
+#[inline(always)]
+fn fma<const FUSED: bool>(a: f64, b: f64, c: f64) -> f64 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+#[inline(always)]
 fn fold(mut sums: [f64; LANES]) -> f64 {
-    for width in [8, 4, 2, 1] {
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
         for lane in 0..width {
             sums[lane] += sums[lane + width];
         }
@@ -19,178 +49,111 @@ fn fold(mut sums: [f64; LANES]) -> f64 {
     sums[0]
 }
 
+/// The sum of squares. (As a dot product with itself it would load each element twice, and be a sixth slower.)
+#[inline(always)]
+fn squares<const FUSED: bool, A: Wide>(row: &[A]) -> f64 {
+    let mut sums = [0.0f64; LANES];
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            let value = block[lane].wide();
+            sums[lane] = fma::<FUSED>(value, value, sums[lane]);
+        }
+    }
+    for (sum, &value) in sums.iter_mut().zip(rest) {
+        *sum += value.wide() * value.wide();
+    }
+    fold(sums)
+}
+
+/// The dot product of two rows.
+#[inline(always)]
+fn dot<const FUSED: bool, A: Wide>(row: &[A], vector: &[f64]) -> f64 {
+    let mut sums = [0.0f64; LANES];
+    let (a, a_rest) = row.as_chunks::<LANES>();
+    let (b, b_rest) = vector.as_chunks::<LANES>();
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] = fma::<FUSED>(a[lane].wide(), b[lane], sums[lane]);
+        }
+    }
+    for ((sum, &a), &b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum += a.wide() * b;
+    }
+    fold(sums)
+}
+
+/// sum += the rows times their factors.
+#[inline(always)]
+fn add<const FUSED: bool, A: Wide>(sum: &mut [f64], rows: [&[A]; GROUP], factors: [f64; GROUP]) {
+    let n = sum.len();
+    let [a, b, c, d, e, g, h, k] = rows.map(|row| &row[..n]);
+    let [fa, fb, fc, fd, fe, fg, fh, fk] = factors;
+    for i in 0..n {
+        let first = fma::<FUSED>(b[i].wide(), fb, a[i].wide() * fa);
+        let second = fma::<FUSED>(d[i].wide(), fd, c[i].wide() * fc);
+        let third = fma::<FUSED>(g[i].wide(), fg, e[i].wide() * fe);
+        let fourth = fma::<FUSED>(k[i].wide(), fk, fma::<FUSED>(h[i].wide(), fh, sum[i]));
+        sum[i] = (first + second) + (third + fourth);
+    }
+}
+
 /// The sum of squares of an f32 row, in f64: it neither overflows nor underflows. NaN or infinite elements make it so.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub(crate) fn squared_norm_f32(row: &[f32]) -> f64 {
-    let mut sums = [0.0f64; LANES];
-    let blocks = row.chunks_exact(LANES);
-    for (lane, &value) in blocks.remainder().iter().enumerate() {
-        sums[lane] = value as f64 * value as f64;
+    if target_cfg_f!(any(target_feature = "fma", target_arch = "aarch64")) {
+        squares::<true, f32>(row)
+    } else {
+        squares::<false, f32>(row)
     }
-    for block in blocks {
-        for lane in 0..LANES {
-            let value = block[lane] as f64;
-            sums[lane] += value * value;
-        }
-    }
-    fold(sums)
 }
 
 /// The sum of squares of an f64 row; may overflow or underflow.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub(crate) fn squared_norm_f64(row: &[f64]) -> f64 {
-    let mut sums = [0.0f64; LANES];
-    let blocks = row.chunks_exact(LANES);
-    for (lane, &value) in blocks.remainder().iter().enumerate() {
-        sums[lane] = value * value;
-    }
-    for block in blocks {
-        for lane in 0..LANES {
-            sums[lane] += block[lane] * block[lane];
-        }
-    }
-    fold(sums)
-}
-
-/// Rows that are added at a time.
-pub(crate) const GROUP: usize = 8;
-/// Rows up to this length are summed while the next ones stream in.
-const NARROW: usize = 512;
-
-/// sum += the f32 rows times their factors, and the sums of squares of the rows that come `next`, if any do.
-pub(crate) fn add_rows_f32(
-    sum: &mut [f64],
-    rows: [&[f32]; GROUP],
-    factors: [f64; GROUP],
-    next: Option<[&[f32]; GROUP]>,
-) -> [f64; GROUP] {
-    let dim = sum.len();
-    let Some(next) = next else {
-        add_eight(sum, rows, factors);
-        return [0.0; GROUP];
-    };
-    if dim <= NARROW && dim.is_multiple_of(64) {
-        let mut norms = [0.0; GROUP];
-        for at in [0, 4] {
-            let factors = std::array::from_fn(|i| factors[at + i]);
-            let four = add_while_reading(sum, half(rows, at), factors, half(next, at));
-            norms[at..at + 4].copy_from_slice(&four);
-        }
-        return norms;
-    }
-    add_eight(sum, rows, factors);
-    next.map(squared_norm_f32)
-}
-
-/// Four rows of eight.
-fn half<T>(rows: [&[T]; GROUP], at: usize) -> [&[T]; 4] {
-    std::array::from_fn(|i| rows[at + i])
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-fn add_eight(sum: &mut [f64], rows: [&[f32]; GROUP], factors: [f64; GROUP]) {
-    let n = sum.len();
-    let [a, b, c, d, e, g, h, k] = rows.map(|row| &row[..n]);
-    let [fa, fb, fc, fd, fe, fg, fh, fk] = factors;
-    for i in 0..n {
-        let first = (a[i] as f64 * fa + b[i] as f64 * fb) + (c[i] as f64 * fc + d[i] as f64 * fd);
-        let second = (e[i] as f64 * fe + g[i] as f64 * fg) + (h[i] as f64 * fh + k[i] as f64 * fk);
-        sum[i] += first + second;
-    }
-}
-
-/// acc += the squares of 64 elements.
-#[inline(always)]
-fn squares(tile: &[f32; 64], acc: &mut [f64; LANES]) {
-    for block in tile.as_chunks::<LANES>().0 {
-        for lane in 0..LANES {
-            let value = block[lane] as f64;
-            acc[lane] += value * value;
-        }
-    }
-}
-
-/// 16 columns of four rows.
-type Tile = [f32; 16];
-
-#[inline(always)]
-fn add_tile(sum: &mut [f64; 16], a: &Tile, b: &Tile, c: &Tile, d: &Tile, f: &[f64; 4]) {
-    for i in 0..16 {
-        sum[i] += (a[i] as f64 * f[0] + b[i] as f64 * f[1]) + (c[i] as f64 * f[2] + d[i] as f64 * f[3]);
-    }
-}
-
-/// Sums a quarter of the columns of four rows during the norm of each of the next four, so that memory never waits: one stream of it, in order.
-///
-/// (Written so that the compiler sees every length: slices cut anew for each quarter, no closures. It is three times slower otherwise.)
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-fn add_while_reading(sum: &mut [f64], rows: [&[f32]; 4], factors: [f64; 4], next: [&[f32]; 4]) -> [f64; 4] {
-    let n = sum.len() / 64;
-    let sum = sum.as_chunks_mut::<16>().0;
-    let [a, b, c, d] = rows;
-    let (a, b) = (a.as_chunks::<16>().0, b.as_chunks::<16>().0);
-    let (c, d) = (c.as_chunks::<16>().0, d.as_chunks::<16>().0);
-    let mut norms = [0.0f64; 4];
-    for quarter in 0..4 {
-        let next = &next[quarter].as_chunks::<64>().0[..n];
-        let sum = &mut sum[quarter * n..][..n];
-        let (a, b) = (&a[quarter * n..][..n], &b[quarter * n..][..n]);
-        let (c, d) = (&c[quarter * n..][..n], &d[quarter * n..][..n]);
-        let mut acc = [0.0f64; LANES];
-        for i in 0..n {
-            squares(&next[i], &mut acc);
-            add_tile(&mut sum[i], &a[i], &b[i], &c[i], &d[i], &factors);
-        }
-        norms[quarter] = acc.iter().sum();
-    }
-    norms
-}
-
-/// sum += the f64 rows times their factors.
-pub(crate) fn add_rows_f64(sum: &mut [f64], rows: [&[f64]; GROUP], factors: [f64; GROUP]) {
-    for at in [0, 4] {
-        add_four(sum, half(rows, at), std::array::from_fn(|i| factors[at + i]));
-    }
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-fn add_four(sum: &mut [f64], rows: [&[f64]; 4], factors: [f64; 4]) {
-    let n = sum.len();
-    let [a, b, c, d] = rows.map(|row| &row[..n]);
-    let [fa, fb, fc, fd] = factors;
-    for i in 0..n {
-        sum[i] += (a[i] * fa + b[i] * fb) + (c[i] * fc + d[i] * fd);
+    if target_cfg_f!(any(target_feature = "fma", target_arch = "aarch64")) {
+        squares::<true, f64>(row)
+    } else {
+        squares::<false, f64>(row)
     }
 }
 
 /// The dot product of an f32 row with an f64 vector, in f64.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub(crate) fn dot_f32(row: &[f32], vector: &[f64]) -> f64 {
-    let mut sums = [0.0f64; LANES];
-    let (a, b) = (row.chunks_exact(LANES), vector.chunks_exact(LANES));
-    for (lane, (&x, &y)) in a.remainder().iter().zip(b.remainder()).enumerate() {
-        sums[lane] = x as f64 * y;
+    if target_cfg_f!(any(target_feature = "fma", target_arch = "aarch64")) {
+        dot::<true, f32>(row, vector)
+    } else {
+        dot::<false, f32>(row, vector)
     }
-    for (x, y) in a.zip(b) {
-        for lane in 0..LANES {
-            sums[lane] += x[lane] as f64 * y[lane];
-        }
-    }
-    fold(sums)
 }
 
-/// The dot product of two f64 vectors.
+/// The dot product of two f64 vectors; may overflow or underflow.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub(crate) fn dot_f64(row: &[f64], vector: &[f64]) -> f64 {
-    let mut sums = [0.0f64; LANES];
-    let (a, b) = (row.chunks_exact(LANES), vector.chunks_exact(LANES));
-    for (lane, (&x, &y)) in a.remainder().iter().zip(b.remainder()).enumerate() {
-        sums[lane] = x * y;
+    if target_cfg_f!(any(target_feature = "fma", target_arch = "aarch64")) {
+        dot::<true, f64>(row, vector)
+    } else {
+        dot::<false, f64>(row, vector)
     }
-    for (x, y) in a.zip(b) {
-        for lane in 0..LANES {
-            sums[lane] += x[lane] * y[lane];
-        }
+}
+
+/// sum += the f32 rows times their factors.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub(crate) fn add_rows_f32(sum: &mut [f64], rows: [&[f32]; GROUP], factors: [f64; GROUP]) {
+    if target_cfg_f!(any(target_feature = "fma", target_arch = "aarch64")) {
+        add::<true, f32>(sum, rows, factors)
+    } else {
+        add::<false, f32>(sum, rows, factors)
     }
-    fold(sums)
+}
+
+/// sum += the f64 rows times their factors.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub(crate) fn add_rows_f64(sum: &mut [f64], rows: [&[f64]; GROUP], factors: [f64; GROUP]) {
+    if target_cfg_f!(any(target_feature = "fma", target_arch = "aarch64")) {
+        add::<true, f64>(sum, rows, factors)
+    } else {
+        add::<false, f64>(sum, rows, factors)
+    }
 }

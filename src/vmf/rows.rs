@@ -67,13 +67,8 @@ pub trait Row: Sized + Copy + Send + Sync + 'static {
         1 << 20
     }
     fn squared_norm(row: &[Self]) -> f64;
-    /// sum += the rows times their factors; returns the squared norms of `next`, if there is one.
-    fn add_rows(
-        sum: &mut [f64],
-        rows: [&[Self]; GROUP],
-        factors: [f64; GROUP],
-        next: Option<[&[Self]; GROUP]>,
-    ) -> [f64; GROUP];
+    /// sum += the rows times their factors.
+    fn add_rows(sum: &mut [f64], rows: [&[Self]; GROUP], factors: [f64; GROUP]);
     fn dot(row: &[Self], vector: &[f64]) -> f64;
     fn wide(self) -> f64;
     /// The rows as f32: themselves, or rounded into `scratch`.
@@ -88,13 +83,8 @@ impl Row for f32 {
     fn squared_norm(row: &[f32]) -> f64 {
         reduce::squared_norm_f32(row)
     }
-    fn add_rows(
-        sum: &mut [f64],
-        rows: [&[f32]; GROUP],
-        factors: [f64; GROUP],
-        next: Option<[&[f32]; GROUP]>,
-    ) -> [f64; GROUP] {
-        reduce::add_rows_f32(sum, rows, factors, next)
+    fn add_rows(sum: &mut [f64], rows: [&[f32]; GROUP], factors: [f64; GROUP]) {
+        reduce::add_rows_f32(sum, rows, factors);
     }
     fn dot(row: &[f32], vector: &[f64]) -> f64 {
         reduce::dot_f32(row, vector)
@@ -115,14 +105,8 @@ impl Row for f64 {
     fn squared_norm(row: &[f64]) -> f64 {
         reduce::squared_norm_f64(row)
     }
-    fn add_rows(
-        sum: &mut [f64],
-        rows: [&[f64]; GROUP],
-        factors: [f64; GROUP],
-        next: Option<[&[f64]; GROUP]>,
-    ) -> [f64; GROUP] {
+    fn add_rows(sum: &mut [f64], rows: [&[f64]; GROUP], factors: [f64; GROUP]) {
         reduce::add_rows_f64(sum, rows, factors);
-        next.map_or([0.0; GROUP], |next| next.map(reduce::squared_norm_f64))
     }
     fn dot(row: &[f64], vector: &[f64]) -> f64 {
         reduce::dot_f64(row, vector)
@@ -151,16 +135,10 @@ impl Row for f16 {
     fn squared_norm(row: &[f16]) -> f64 {
         row.iter().map(|&value| value.wide() * value.wide()).sum()
     }
-    fn add_rows(
-        sum: &mut [f64],
-        rows: [&[f16]; GROUP],
-        factors: [f64; GROUP],
-        next: Option<[&[f16]; GROUP]>,
-    ) -> [f64; GROUP] {
+    fn add_rows(sum: &mut [f64], rows: [&[f16]; GROUP], factors: [f64; GROUP]) {
         for (row, factor) in rows.into_iter().zip(factors) {
             sum.iter_mut().zip(row).for_each(|(sum, &value)| *sum += factor * value.wide());
         }
-        next.map_or([0.0; GROUP], |next| next.map(Self::squared_norm))
     }
     fn dot(row: &[f16], vector: &[f64]) -> f64 {
         row.iter().zip(vector).map(|(&value, &other)| value.wide() * other).sum()
@@ -178,11 +156,7 @@ impl Row for f16 {
 /// # Errors
 /// [`Error::Domain`] naming row `index` if an element is not finite, or all are zero (or below 1e-300).
 pub(crate) fn inverse_norm<T: Row>(place: &'static str, row: &[T], index: usize) -> Result<f64> {
-    inverse_of(place, T::squared_norm(row), row, index)
-}
-
-/// [`inverse_norm`] of a row whose sum of squares is known.
-pub(crate) fn inverse_of<T: Row>(place: &'static str, squared: f64, row: &[T], index: usize) -> Result<f64> {
+    let squared = T::squared_norm(row);
     if squared > 1e-280 && squared < 1e300 {
         return Ok(1.0 / squared.sqrt());
     }

@@ -172,43 +172,33 @@ impl VmfStats {
         Ok(())
     }
 
-    /// Adds rows a group at a time, the norms of the next group on the way.
+    /// Adds rows a group at a time.
     fn sum_wide<T: Row>(&mut self, sums: &mut [f64], rows: &[T], weights: Option<&[f64]>, first: usize) -> Result<()> {
         let dim = sums.len();
-        let count = rows.len() / dim;
-        // absent rows of the last group stand for its first one
-        let group = |at: usize| -> [&[T]; GROUP] {
-            std::array::from_fn(|lane| {
-                let row = if at + lane < count { at + lane } else { at };
-                &rows[row * dim..][..dim]
-            })
-        };
-        let mut squares = group(0).map(T::squared_norm);
-        for at in (0..count).step_by(GROUP) {
-            let mut members = group(at);
+        for (number, rows) in rows.chunks(GROUP * dim).enumerate() {
+            let start = number * GROUP;
+            // a row that is not there, or skipped, may hold anything, NaN times 0 included: another stands for it
+            let mut present: Option<&[T]> = None;
+            let mut members = [&rows[..dim]; GROUP];
             let mut factors = [0.0; GROUP];
-            for lane in 0..GROUP.min(count - at) {
-                let weight = weights.map_or(1.0, |weights| weights[at + lane]);
+            for (lane, row) in rows.chunks_exact(dim).enumerate() {
+                let weight = weights.map_or(1.0, |weights| weights[start + lane]);
                 if weight > 0.0 {
-                    let inverse = rows::inverse_of(PLACE, squares[lane], members[lane], first + at + lane)?;
-                    factors[lane] = weight * inverse;
+                    factors[lane] = weight * rows::inverse_norm(PLACE, row, first + start + lane)?;
+                    members[lane] = row;
+                    present.get_or_insert(row);
                     self.count += 1;
                     self.weight += weight;
                 }
             }
-            let next = (at + GROUP < count).then(|| group(at + GROUP));
-            let Some(seen) = factors.iter().position(|&factor| factor > 0.0) else {
-                squares = next.map_or(squares, |next| next.map(T::squared_norm));
-                continue;
-            };
-            // a skipped row may hold anything, NaN times 0 included: another stands for it
-            let present = members[seen];
-            for lane in 0..GROUP {
-                if factors[lane] == 0.0 {
-                    members[lane] = present;
+            if let Some(present) = present {
+                for lane in 0..GROUP {
+                    if factors[lane] == 0.0 {
+                        members[lane] = present;
+                    }
                 }
+                T::add_rows(sums, members, factors);
             }
-            squares = T::add_rows(sums, members, factors, next);
         }
         Ok(())
     }
@@ -271,9 +261,12 @@ impl VmfStats {
             return Resultant::new(0.0);
         }
         let length = length(&self.resultant);
-        // what the sums themselves cannot tell from 0 is 0: identical rows have no spread
-        let complement = (self.weight - length) / self.weight;
+        // what the sums themselves cannot tell from 0 is 0: opposite rows have no direction, identical ones no spread
         let floor = 16.0 * f64::EPSILON;
+        if length <= floor * self.weight {
+            return Resultant::new(0.0);
+        }
+        let complement = (self.weight - length) / self.weight;
         if complement <= floor {
             return Resultant { length: 1.0, complement: 0.0 };
         }
