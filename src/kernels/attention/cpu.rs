@@ -8,6 +8,7 @@ mod simd;
 mod tests;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array3, Array4, ArrayView4};
 use rayon::prelude::*;
@@ -65,6 +66,7 @@ fn forward_on<T: AttentionElement>(
         sinks: options.sinks.as_deref(),
         lse: options.lse,
         bias: bias.zip(problem.bias_strides),
+        strange: AtomicUsize::new(usize::MAX),
     };
     let (units, ranges) = call.units();
     let mut pieces = pieces(problem, &units, rows, sums);
@@ -87,17 +89,7 @@ fn forward_on<T: AttentionElement>(
     if fine {
         return Ok((output, lse));
     }
-    match call.not_finite(output.as_slice().unwrap_or_default(), lse.as_slice().unwrap_or_default()) {
-        Some(error) => Err(error),
-        // The soft cap makes a number of it again, and a weight of 0 leaves no trace of it.
-        None => Err(Error::Domain {
-            place: PLACE,
-            quantity: "a score",
-            index: 0,
-            expected: "finite",
-            found: "not finite, somewhere".into(),
-        }),
-    }
+    Err(call.not_finite(output.as_slice().unwrap_or_default(), lse.as_slice().unwrap_or_default()))
 }
 
 /// One call: tensors as slices, and what is added to scores.
@@ -113,6 +105,8 @@ struct Call<'a, T> {
     lse: bool,
     /// Elements and strides.
     bias: Option<(&'a [f32], [usize; 4])>,
+    /// The first row of the output with a score that is not finite.
+    strange: AtomicUsize,
 }
 
 /// Queries of one sequence and one key head that are computed together. A row of it is a query and one of the heads that share the key head:
@@ -249,10 +243,22 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         self.problem.softcap.is_some() || self.slopes.is_some() || self.bias.is_some()
     }
 
+    /// Whether some scores of one row are finite; if not, the row is remembered. One of -inf would pass for a hidden key.
+    fn test(&self, unit: &Unit, row: usize, scores: &[f32]) -> bool {
+        let fine = micro::finite(scores);
+        if !fine {
+            let sequence = self.sequence(unit);
+            let (query, head) = self.row(unit, row);
+            let row = (sequence.batch * self.problem.q_heads + head) * self.problem.q_len + sequence.q_start + query;
+            self.strange.fetch_min(row, Ordering::Relaxed);
+        }
+        fine
+    }
+
     /// Soft cap, ALiBi and bias of one row's scores, which begin with key `first`; only those of `seen` (within `scores`) matter. False if one of them or
     /// of the bias is not finite; a bias of -inf is.
     fn adjust(&self, unit: &Unit, row: usize, first: usize, scores: &mut [f32], seen: Range<usize>) -> bool {
-        let mut fine = micro::finite(&scores[seen.clone()]);
+        let mut fine = self.test(unit, row, &scores[seen.clone()]);
         let sequence = self.sequence(unit);
         let (query, head) = self.row(unit, row);
         if let Some(cap) = self.problem.softcap {
@@ -266,6 +272,7 @@ impl<'a, T: AttentionElement> Call<'a, T> {
             for (j, score) in (0..).zip(scores.iter_mut()) {
                 *score -= slopes[head] * ((ahead - j) as f32).abs();
             }
+            fine &= self.test(unit, row, scores);
         }
         if let Some((bias, strides)) = self.bias {
             let at = unit.sequence * strides[0] + head * strides[1] + query * strides[2] + first * strides[3];
@@ -300,12 +307,16 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         self.isa.write_row(o, scale, output) & (largest + total).is_finite()
     }
 
-    /// The first element of q, k, v or the bias that is not finite; else of what came of them.
+    /// The first element of q, k, v or the bias that is not finite; else the first row of such scores, else an element of what came of them.
     #[cold]
-    fn not_finite(&self, output: &[T], lse: &[f32]) -> Option<Error> {
+    fn not_finite(&self, output: &[T], lse: &[f32]) -> Error {
         let Problem { kv_heads, kv_len, d, d_v, .. } = *self.problem;
-        let error = |quantity, index: usize, found: &dyn std::fmt::Display| {
-            Some(Error::Domain { place: PLACE, quantity, index, expected: "finite", found: found.to_string() })
+        let error = |quantity, index: usize, found: &dyn std::fmt::Display| Error::Domain {
+            place: PLACE,
+            quantity,
+            index,
+            expected: "finite",
+            found: found.to_string(),
         };
         let bad = |x: &T| !x.widen().is_finite();
         if let Some(index) = self.q.iter().position(bad) {
@@ -330,9 +341,14 @@ impl<'a, T: AttentionElement> Call<'a, T> {
             return error("bias", index, &bias[index]);
         }
         // Of finite elements a product or a sum was too large.
+        let row = self.strange.load(Ordering::Relaxed);
+        if row < usize::MAX {
+            return error("a score", row, &"not finite, in a row");
+        }
         if let Some(index) = output.iter().position(bad) {
             return error("output", index, &output[index]);
         }
-        lse.iter().position(|x| !x.is_finite()).and_then(|index| error("lse", index, &lse[index]))
+        let index = lse.iter().position(|x| !x.is_finite()).unwrap_or_default();
+        error("lse", index, &"not finite")
     }
 }

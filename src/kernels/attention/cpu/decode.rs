@@ -100,7 +100,12 @@ fn range<T: AttentionElement>(
     for first in keys.clone().step_by(KEYS) {
         let count = KEYS.min(keys.end - first);
         let (k, v) = call.keys_and_values(unit, first..first + count);
-        fine &= isa.dots(k, count, d, q, rows, ldq, scores, KEYS, v);
+        if !isa.dots(k, count, d, q, rows, ldq, scores, KEYS, v) {
+            fine = false;
+            for row in 0..rows {
+                call.test(unit, row, &scores[row * KEYS..][..count]);
+            }
+        }
         let whole = isa.whole(count);
         let mut bounds = [(0, 0); DECODED_ROWS];
         for (row, bounds) in bounds[..rows].iter_mut().enumerate() {

@@ -150,8 +150,10 @@ for_every_isa! {
     /// `to` = `scale` * `from`, as far as `to` goes; false if an element is not finite.
     fn write_row<T>(from: &[f32], scale: f32, to: &mut [T]) -> bool;
     /// `keys` rows of `d` as columns: panels of two vectors of keys, each (d, width), the last one vector wide where that suffices; lanes of
-    /// keys that are not there hold zeros. `rows` is scratch. False if an element is not finite.
-    fn pack_keys<T>(from: &[T], keys: usize, d: usize, to: &mut [f32], rows: &mut [f32; PACK]) -> bool;
+    /// keys that are not there hold zeros. `rows` is scratch. Returns the largest magnitude, which is not finite if one is not.
+    fn pack_keys<T>(from: &[T], keys: usize, d: usize, to: &mut [f32], rows: &mut [f32; PACK]) -> f32;
+    /// The largest magnitude, which is not finite if one is not.
+    fn largest(values: &[f32]) -> f32;
     /// `keys` rows of `d` in panels of columns, each (keys, width) as [`Isa::pack_keys`] has them. False if an element is not finite.
     fn pack_values<T>(from: &[T], keys: usize, d: usize, to: &mut [f32]) -> bool;
     /// `c` = `a` b, or `c` += `a` b: `rows` of `k` elements, `lda` apart, times `columns` columns in panels that begin `panel` elements apart, whose first
@@ -219,10 +221,20 @@ unsafe fn lanes<S: Simd>() -> usize {
     S::LANES
 }
 
-/// Keeps the largest exponent bits: all ones in one of them is no finite number.
+/// The largest magnitude: among bits, that of an infinity or a NaN is above all others.
+#[inline(always)]
+fn magnitude(values: &[f32]) -> f32 {
+    f32::from_bits(values.iter().fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff)))
+}
+
 #[inline(always)]
 pub(super) fn finite(values: &[f32]) -> bool {
-    values.iter().fold(0, |largest: u32, x| largest.max(x.to_bits() & 0x7fff_ffff)) < 0x7f80_0000
+    magnitude(values).is_finite()
+}
+
+#[inline(always)]
+unsafe fn largest<S: Simd>(values: &[f32]) -> f32 {
+    magnitude(values)
 }
 
 /// exp(x) for x <= 88 within 2 ulp; 0 below -87.33.
@@ -315,12 +327,12 @@ unsafe fn pack_keys<S: Simd, T: Stored>(
     d: usize,
     to: &mut [f32],
     rows: &mut [f32; PACK],
-) -> bool {
+) -> f32 {
     assert!(from.len() >= keys * d && to.len() >= keys.next_multiple_of(S::LANES) * d && d <= 256);
     // LANES rows as f32, with zeros from d up to a whole vector and for keys that are not there.
     let stride = d.next_multiple_of(S::LANES);
     let mut columns = [0.0f32; 16 * 16];
-    let mut fine = true;
+    let mut largest = 0;
     for first in (0..keys).step_by(S::LANES) {
         let count = S::LANES.min(keys - first);
         if count < S::LANES {
@@ -329,7 +341,7 @@ unsafe fn pack_keys<S: Simd, T: Stored>(
         // f32 rows of whole vectors are transposed from where they are.
         let there = match T::single(&from[first * d..]) {
             Some(there) if count == S::LANES && stride == d => {
-                fine &= finite(&there[..count * d]);
+                largest = largest.max(magnitude(&there[..count * d]).to_bits());
                 there.as_ptr()
             }
             _ => rows.as_ptr(),
@@ -339,7 +351,7 @@ unsafe fn pack_keys<S: Simd, T: Stored>(
             unsafe { widen::<S, T>(from.as_ptr().add((first + row) * d), d, rows.as_mut_ptr().add(row * stride)) };
         }
         if there == rows.as_ptr() {
-            fine &= finite(&rows[..count * stride]);
+            largest = largest.max(magnitude(&rows[..count * stride]).to_bits());
         }
         let panel = first / (2 * S::LANES) * 2 * S::LANES;
         let width = width::<S>(panel, keys);
@@ -359,7 +371,7 @@ unsafe fn pack_keys<S: Simd, T: Stored>(
             }
         }
     }
-    fine
+    f32::from_bits(largest)
 }
 
 #[inline(always)]

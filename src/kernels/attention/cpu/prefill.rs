@@ -10,6 +10,9 @@ const ROWS: usize = 24;
 /// Terms of a sum that is rounded in one go: with fewer than d, scores of 100 keep two more bits.
 const PART: usize = 32;
 
+/// Far enough below the largest f32 for the roundings of a sum.
+const LARGE: f32 = 1e38;
+
 /// What a thread holds: O((rows + KEYS) (d + d_v)), whatever the lengths.
 pub(super) struct Scratch {
     q: Vec<f32>,
@@ -58,6 +61,7 @@ pub(super) fn unit<T: AttentionElement>(
     for (row, q) in q.chunks_exact_mut(lie * d).take(calls).enumerate() {
         fine &= isa.pack_row(call.q_rows(unit, row, lie), scale, q);
     }
+    let largest_q = isa.largest(&q[..rows * d]);
     o[..rows * ldo].fill(0.0);
     m[..rows].fill(NO_KEY);
     l[..rows].fill(0.0);
@@ -65,7 +69,11 @@ pub(super) fn unit<T: AttentionElement>(
     for first in (seen.start / KEYS * KEYS..seen.end).step_by(KEYS) {
         let count = KEYS.min(seen.end - first);
         let (k, v) = call.keys_and_values(unit, first..first + count);
-        fine &= isa.pack_keys(k, count, d, keys, pack);
+        let largest_k = isa.pack_keys(k, count, d, keys, pack);
+        fine &= largest_k.is_finite();
+        // Else no score, and no part of one, can be too large: only a row whose largest is would show that in its sums.
+        let largest = largest_k * (largest_q * d as f32);
+        let overflows = largest.is_nan() || largest > LARGE;
         fine &= isa.pack_values(v, count, d_v, values);
         for row in (0..rows).step_by(ROWS) {
             let block = ROWS.min(rows - row);
@@ -91,6 +99,11 @@ pub(super) fn unit<T: AttentionElement>(
                     let seen = call.problem.keys(sequence, call.row(unit, row + r).0);
                     let end = seen.end.clamp(begin, end) - begin;
                     *bounds = ((seen.start.max(begin) - begin).min(end) as u32, end as u32);
+                }
+            }
+            if overflows {
+                for (r, &(from, end)) in bounds[..block].iter().enumerate() {
+                    fine &= call.test(unit, row + r, &scores[r * KEYS..][from as usize..end as usize]);
                 }
             }
             if call.adjusts() {

@@ -43,7 +43,8 @@ fn products_are_those_of_plain_loops() {
                     }
                 }
             };
-            assert!(isa.pack_keys(&b, columns, k, &mut packed, &mut pack));
+            let largest = b.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            assert_eq!(isa.pack_keys(&b, columns, k, &mut packed, &mut pack), largest);
             check(&packed, &|p, column| b[column * k + p]);
             assert!(isa.pack_values(&b, k, columns, &mut packed));
             check(&packed, &|p, column| b[p * columns + column]);
@@ -146,4 +147,52 @@ fn what_is_not_finite_is_named() {
             }
         }
     }
+}
+
+/// Scores of -inf would pass for hidden keys: of finite elements too they are an error, where a query sees them.
+#[test]
+fn scores_that_overflow_are_named() {
+    for (q_len, d) in [(1, 4), (40, 4), (40, 33), (40, 70)] {
+        let variants: [fn(Options) -> Options; 4] = [
+            |options| options,
+            |options| options.softcap(2.0),
+            |options| options.alibi(vec![0.5; 2]),
+            |options| options.bias(Device::cpu().tensor(&Array4::<f32>::zeros((1, 1, 1, 1))).unwrap()),
+        ];
+        for (sign, change) in [1.0, -1.0].into_iter().flat_map(|sign| variants.map(|change| (sign, change))) {
+            let mut q = array::<f32>([2, 2, q_len, d], 1);
+            let (mut k, v) = (array::<f32>([2, 1, 50, d], 2), array::<f32>([2, 1, 50, 5], 3));
+            q[[1, 1, q_len - 1, 2]] = 3e30;
+            k[[1, 0, 49, 2]] = sign * 3e30;
+            let options = change(Options::new().causal());
+            let run = |q: &Array4<f32>, k: &Array4<f32>, isa| {
+                let problem = Problem::new(PLACE, &Device::cpu(), q.shape(), k.shape(), v.shape(), &options).unwrap();
+                forward_on(isa, &problem, &options, &q.view(), &k.view(), &v.view())
+            };
+            for isa in Isa::available() {
+                let found = run(&q, &k, isa);
+                let row = 4 * q_len - 1;
+                let named = matches!(found, Err(Error::Domain { quantity: "a score", index, .. }) if index == row);
+                assert!(named, "{isa:?} {q_len} {d} {sign}: {:?}", found.err());
+            }
+        }
+        // A key that the mask hides from the only row for which it is too large.
+        if q_len > 1 {
+            let (mut q, mut k) = (array::<f32>([1, 2, q_len, d], 1), array::<f32>([1, 1, 50, d], 2));
+            let v = array::<f32>([1, 1, 50, 5], 3);
+            q[[0, 0, 0, 2]] = 3e30;
+            k[[0, 0, 49, 2]] = -3e30;
+            let options = Options::new().causal();
+            let problem = Problem::new(PLACE, &Device::cpu(), q.shape(), k.shape(), v.shape(), &options).unwrap();
+            for isa in Isa::available() {
+                assert!(forward_on(isa, &problem, &options, &q.view(), &k.view(), &v.view()).is_ok(), "{isa:?}");
+            }
+        }
+    }
+    // ALiBi's own.
+    let (q, k) = (array::<f32>([1, 1, 20, 4], 1), array::<f32>([1, 1, 20, 4], 2));
+    let options = Options::new().alibi(vec![3e38]);
+    let problem = Problem::new(PLACE, &Device::cpu(), q.shape(), k.shape(), k.shape(), &options).unwrap();
+    let found = forward_on(Isa::best(), &problem, &options, &q.view(), &k.view(), &k.view());
+    assert!(matches!(found, Err(Error::Domain { quantity: "a score", index: 0, .. })), "{:?}", found.err());
 }
