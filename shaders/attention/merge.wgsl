@@ -53,10 +53,10 @@ fn joined(index: u32) -> f32 {
     var sum = 0.0;
     for (var p = 0u; p < params.parts; p++) {
         let own = part_lse[p * params.lse_stride + row + params.part_lse_offset];
+        let value = element(p * params.part_stride + index + params.part_offset);
+        fine = fine && finite(value);
         if own > NO_KEY {
             let weight = exp(max(own - largest, -120.0));
-            let value = element(p * params.part_stride + index + params.part_offset);
-            fine = fine && finite(value);
             total += weight;
             sum += weight * value;
         }

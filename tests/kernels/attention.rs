@@ -305,6 +305,14 @@ fn windows(device: &Device) -> Result<()> {
     ] {
         each(&tiled, Algorithm::Auto, &setup)?;
     }
+    // Keys in many pieces, merged in rounds: an error names the row of the whole.
+    let (heads, queries, keys, d) = (2, 2, 5000, 256);
+    let mut q = noise(heads * queries * d, 1);
+    q[3 * d + 7] = f32::NAN;
+    let q = tiled.tensor(&array::<f32>([1, heads, queries, d], &q)?)?;
+    let k = tiled.tensor(&array::<f32>([1, 1, keys, d], &noise(keys * d, 2))?)?;
+    let found = attention(&q, &k, &k, &Options::new())?.output.to_array();
+    ensure!(matches!(found, Err(Error::Domain { index: 3, .. })), "row 3 of rounds: {:?}", found.err());
     Ok(())
 }
 
@@ -452,6 +460,18 @@ fn bad_parts<T: AttentionElement>(device: &Device) -> Result<()> {
         output[[0, 1, 2, 4]] = T::narrow(bad);
         let found = merge(part(&output, &clean.1)?)?;
         ensure!(matches!(found, Err(Error::Domain { index: 5, .. })), "an output of {bad}: {:?}", found.err());
+        // Of a part that says that it saw no key: on a GPU the row, on the CPU the element.
+        let mut unseen = clean.1.clone();
+        unseen[[0, 1, 2]] = -1e30;
+        let found = merge(part(&output, &unseen)?)?;
+        ensure!(matches!(found, Err(Error::Domain { index: 5, .. })), "an output of {bad}, unseen: {:?}", found.err());
+        let (output, unseen) = (Device::cpu().tensor(&output)?, Device::cpu().tensor(&unseen)?);
+        let found = merge_attention(&[Output { output, lse: Some(unseen) }]);
+        ensure!(
+            matches!(found, Err(Error::Domain { index: 29, .. })),
+            "an output of {bad}, unseen, on the CPU: {:?}",
+            found.err()
+        );
     }
     Ok(())
 }

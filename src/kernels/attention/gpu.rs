@@ -12,6 +12,7 @@ mod merge;
 mod windows;
 
 use choice::Choice;
+use merge::Join;
 pub(super) use merge::merge_parts;
 use windows::Region;
 
@@ -61,32 +62,6 @@ params! {
     }
 }
 
-params! {
-    /// As in `shaders/attention/merge.wgsl`.
-    MergeParams {
-        words: u32,
-        d_v: u32,
-        elements: u32,
-        parts: u32,
-        part_stride: u32,
-        lse_stride: u32,
-        part_offset: u32,
-        part_lse_offset: u32,
-        out_offset: u32,
-        lse_offset: u32,
-        groups_x: u32,
-        first_row: u32,
-    }
-}
-
-static MERGE: Kernel = Kernel {
-    name: "attention_merge",
-    sources: &[shader!("attention/merge.wgsl")],
-    needs: Needs::NONE,
-    fields: MergeParams::FIELDS,
-    params_bytes: size_of::<MergeParams>(),
-};
-
 const CAUSAL: u32 = 1;
 const WINDOW: u32 = 2;
 const SOFTCAP: u32 = 4;
@@ -100,14 +75,8 @@ const PLACE: &str = "attention";
 const NOT_FINITE: Finding =
     Finding { quantity: "q, k, v, bias or what came of them", expected: "finite", found: "not finite, in a row" };
 
-fn merge_constants(half: bool, half_out: bool) -> [(&'static str, Constant); 2] {
-    [("HALF", Constant::U32(half.into())), ("HALF_OUT", Constant::U32(half_out.into()))]
-}
-
 pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {
-    let merges = [(false, false), (false, true), (true, true)];
-    let merges = merges.map(|(half, half_out)| (&MERGE, merge_constants(half, half_out).to_vec()));
-    choice::variants().into_iter().chain(merges).collect()
+    choice::variants().into_iter().chain(merge::variants()).collect()
 }
 
 /// One call on a GPU: everything that its dispatches share.
@@ -318,42 +287,30 @@ impl Call<'_> {
         gpu.run(self.choice.kernel, &self.choice.constants, &params, &bindings, grid)
     }
 
-    /// Records `out` and `lse`, rows from `row` on, from `parts` parts of `rows` rows.
-    #[allow(clippy::too_many_arguments)]
+    /// Records `out` and `lse`, rows from `row` on, from `parts` parts of `rows` rows, the first of which is `first_row` of the whole.
     fn merge(
         &self,
-        part: &Buffer,
-        part_lse: &Buffer,
+        (part, part_lse): (&Buffer, &Buffer),
         parts: usize,
-        rows: usize,
         (out, lse): (&Buffer, &Buffer),
         row: usize,
+        (first_row, rows): (usize, usize),
         half_out: bool,
     ) -> Result<()> {
-        let d_v = self.problem.d_v;
-        let alignment = self.gpu.binding_alignment();
-        let element = if half_out { 2 } else { 4 };
-        let (out, out_shift) =
-            View::window(out, (row * d_v * element) as u64, (rows * d_v * element) as u64, alignment);
-        let (lse, lse_shift) = View::window(lse, (row * 4) as u64, (rows * 4) as u64, alignment);
-        let words = (rows * d_v * element).div_ceil(4);
-        let grid = self.gpu.grid(PLACE, words.div_ceil(64) as u64)?;
-        let params = MergeParams {
-            words: words as u32,
-            d_v: d_v as u32,
-            elements: (rows * d_v) as u32,
-            parts: parts as u32,
-            part_stride: (rows * d_v) as u32,
-            lse_stride: rows as u32,
-            part_offset: 0,
-            part_lse_offset: 0,
-            out_offset: (out_shift as usize / element) as u32,
-            lse_offset: lse_shift as u32 / 4,
-            groups_x: grid[0],
-            first_row: row as u32,
+        let join = Join {
+            place: PLACE,
+            d_v: self.problem.d_v,
+            half: false,
+            half_out,
+            part: (part.view(), 0),
+            part_lse: (part_lse.view(), 0),
+            parts,
+            stride: rows,
+            rows,
+            row,
+            first_row,
         };
-        let bindings = [part.view(), part_lse.view(), out, lse, self.check.view()];
-        self.gpu.run(&MERGE, &merge_constants(false, half_out), &params, &bindings, grid)
+        join.run(self.gpu, (out, lse), self.check)
     }
 
     /// Records the f16 of `elements` f32, in windows of whole words: a merge of one part, whose log-sum-exps it leaves as they are.
@@ -369,30 +326,22 @@ impl Call<'_> {
             let count = step.min(rows - row);
             let window = |buffer, bytes: usize| {
                 let (view, shift) = View::window(buffer, (row * bytes) as u64, (count * bytes) as u64, alignment);
-                (view, shift as u32)
+                (view, shift as u32 / 4)
             };
-            let (part, part_shift) = window(wide, d_v * 4);
-            let (part_lse, part_lse_shift) = window(lse, 4);
-            let (out, out_shift) = window(out, d_v * 2);
-            let (spare, spare_shift) = window(&spare, 4);
-            let words = (count * d_v).div_ceil(2);
-            let grid = self.gpu.grid(PLACE, words.div_ceil(64) as u64)?;
-            let params = MergeParams {
-                words: words as u32,
-                d_v: d_v as u32,
-                elements: (count * d_v) as u32,
+            let join = Join {
+                place: PLACE,
+                d_v,
+                half: false,
+                half_out: true,
+                part: window(wide, d_v * 4),
+                part_lse: window(lse, 4),
                 parts: 1,
-                part_stride: 0,
-                lse_stride: 0,
-                part_offset: part_shift / 4,
-                part_lse_offset: part_lse_shift / 4,
-                out_offset: out_shift / 2,
-                lse_offset: spare_shift / 4,
-                groups_x: grid[0],
-                first_row: row as u32,
+                stride: 0,
+                rows: count,
+                row,
+                first_row: row,
             };
-            let bindings = [part, part_lse, out, spare, self.check.view()];
-            self.gpu.run(&MERGE, &merge_constants(false, true), &params, &bindings, grid)?;
+            join.run(self.gpu, (out, &spare), self.check)?;
         }
         Ok(())
     }

@@ -172,7 +172,7 @@ impl Call<'_> {
         let (row, rows) = region.spans(self.problem).rows;
         let (part, part_lse) = self.scratch(rows, splits)?;
         self.dispatch(region, splits, 0, true, false, (&part, &part_lse), (row, rows))?;
-        self.merge(&part, &part_lse, splits, rows, (self.out, self.lse), row, self.half_out)
+        self.merge((&part, &part_lse), splits, (self.out, self.lse), row, (row, rows), self.half_out)
     }
 
     /// Rows of one head whose keys exceed a window: pieces of `keys` keys, merged as often as the scratch is full.
@@ -186,7 +186,7 @@ impl Call<'_> {
             if used == slots {
                 // What there is becomes the first part of the next round.
                 let (carry, carry_lse) = self.scratch(rows, 1)?;
-                self.merge(&part, &part_lse, slots, rows, (&carry, &carry_lse), 0, false)?;
+                self.merge((&part, &part_lse), slots, (&carry, &carry_lse), 0, (row, rows), false)?;
                 self.gpu.copy(carry.view(), &part, 0);
                 self.gpu.copy(carry_lse.view(), &part_lse, 0);
                 used = 1;
@@ -196,6 +196,6 @@ impl Call<'_> {
             self.dispatch(&own, 1, used, piece == 0, false, (&part, &part_lse), (row, rows))?;
             used += 1;
         }
-        self.merge(&part, &part_lse, used, rows, (self.out, self.lse), row, self.half_out)
+        self.merge((&part, &part_lse), used, (self.out, self.lse), row, (row, rows), self.half_out)
     }
 }
