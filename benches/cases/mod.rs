@@ -2,6 +2,7 @@
 
 mod attention;
 mod bessel;
+mod layers;
 mod matmul;
 mod peak;
 mod transfer;
@@ -18,6 +19,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("matmul", matmul::run),
     ("vmf", vmf::run),
     ("attention", attention::run),
+    ("layers", layers::run),
     ("transfer", transfer::run),
 ];
 

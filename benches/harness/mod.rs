@@ -32,7 +32,7 @@ pub struct Place {
     /// Whether its speed says anything: not that of a software adapter.
     pub hardware: bool,
     pub limits: Limits,
-    /// None: the global pool.
+    /// None for adapters.
     pool: Option<rayon::ThreadPool>,
 }
 
@@ -40,7 +40,8 @@ impl Place {
     /// One thread of the CPU, or all of them.
     pub fn cpu(all: bool, effort: Effort) -> Result<Self> {
         let threads = if all { rayon::current_num_threads() } else { 1 };
-        let pool = if all { None } else { Some(rayon::ThreadPoolBuilder::new().num_threads(1).build()?) };
+        // of its own for all threads too: what a worker allocates comes from an arena that keeps its pages, the main thread's faults them in anew
+        let pool = Some(rayon::ThreadPoolBuilder::new().num_threads(threads).build()?);
         let name = if threads == 1 { "CPU, 1 thread".into() } else { format!("CPU, {threads} threads") };
         let mut place =
             Self { name, device: Device::Cpu, threads: Some(threads), hardware: true, limits: Limits::default(), pool };
