@@ -3,7 +3,8 @@
 //! Devices have them only where the environment says `ORTHANT_COOPERATIVE_MATRICES=1`: wgpu calls them experimental, and orthant's kernel has not met an
 //! adapter with them yet.
 //! naga 30 does not declare `VulkanMemoryModelDeviceScope` in the SPIR-V of such a kernel, which its atomic status word needs (wgpu enables the feature
-//! all the same): spirv-val refuses that SPIR-V, and accepts it with the declaration added. Drivers that validate may refuse it too.
+//! all the same): spirv-val refuses that SPIR-V. With the declaration added it accepts it as SPIR-V 1.3 and 1.6, but not for Vulkan 1.3, where arrays in
+//! workgroup memory may have no stride (VUID 10684). Drivers that validate may refuse it too.
 
 /// Rows of the matrices that kernels use on `adapter`, 16 or 8; 0 where there are none, or nobody asked for them.
 ///
