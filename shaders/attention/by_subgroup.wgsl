@@ -2,10 +2,9 @@
 // many as there are, and the rest through workgroup memory. Same flops, bytes and floor; 16 accesses of workgroup memory a row and tile fewer.
 
 var<workgroup> reduced: array<f32, RQ * LANES>;
-var<private> width: u32; // of runs(): the same for the whole workgroup
 
-// For each row, a value of the 8 invocations that share it, `stride` apart; in subgroups, or with barriers.
-fn partners(values: ptr<function, array<f32, RQ>>, lane: u32, stride: u32) -> array<f32, RQ> {
+// For each row, a value of the 8 invocations that share it, `stride` apart; in subgroups below `width`, which is the same for all, else with barriers.
+fn partners(values: ptr<function, array<f32, RQ>>, lane: u32, stride: u32, width: u32) -> array<f32, RQ> {
     var others: array<f32, RQ>;
     if stride < width {
         for (var r = 0u; r < RQ; r++) {
@@ -25,9 +24,9 @@ fn partners(values: ptr<function, array<f32, RQ>>, lane: u32, stride: u32) -> ar
 }
 
 // The largest of the 8 invocations that share rows, for each of their rows; a barrier for all.
-fn rows_max(values: ptr<function, array<f32, RQ>>, lane: u32) {
+fn rows_max(values: ptr<function, array<f32, RQ>>, lane: u32, width: u32) {
     for (var stride = 1u; stride < TC; stride *= 2u) {
-        let others = partners(values, lane, stride);
+        let others = partners(values, lane, stride, width);
         for (var r = 0u; r < RQ; r++) {
             (*values)[r] = max((*values)[r], others[r]);
         }
@@ -35,9 +34,9 @@ fn rows_max(values: ptr<function, array<f32, RQ>>, lane: u32) {
     workgroupBarrier();
 }
 
-fn rows_sum(values: ptr<function, array<f32, RQ>>, lane: u32) {
+fn rows_sum(values: ptr<function, array<f32, RQ>>, lane: u32, width: u32) {
     for (var stride = 1u; stride < TC; stride *= 2u) {
-        let others = partners(values, lane, stride);
+        let others = partners(values, lane, stride, width);
         for (var r = 0u; r < RQ; r++) {
             (*values)[r] += others[r];
         }
@@ -50,6 +49,5 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_invocation_id) invocation: u32,
 ) {
-    width = runs(lane, invocation, TC);
-    attend(group, lane);
+    attend(group, lane, runs(lane, invocation, TC));
 }

@@ -2,8 +2,8 @@
 
 var<workgroup> reduced: array<f32, BQ * TC>;
 
-// The largest of the 8 invocations that share rows, for each of their rows; a barrier for all.
-fn rows_max(values: ptr<function, array<f32, RQ>>, lane: u32) {
+// The largest of the 8 invocations that share rows, for each of their rows; a barrier for all. `width` is by_subgroup.wgsl's.
+fn rows_max(values: ptr<function, array<f32, RQ>>, lane: u32, width: u32) {
     for (var r = 0u; r < RQ; r++) {
         reduced[(lane / TC + TR * r) * TC + lane % TC] = (*values)[r];
     }
@@ -15,7 +15,7 @@ fn rows_max(values: ptr<function, array<f32, RQ>>, lane: u32) {
     }
 }
 
-fn rows_sum(values: ptr<function, array<f32, RQ>>, lane: u32) {
+fn rows_sum(values: ptr<function, array<f32, RQ>>, lane: u32, width: u32) {
     workgroupBarrier();
     for (var r = 0u; r < RQ; r++) {
         reduced[(lane / TC + TR * r) * TC + lane % TC] = (*values)[r];
@@ -32,5 +32,5 @@ fn rows_sum(values: ptr<function, array<f32, RQ>>, lane: u32) {
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    attend(group, lane);
+    attend(group, lane, 1u);
 }

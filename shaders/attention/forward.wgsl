@@ -22,7 +22,7 @@ var<workgroup> q_tile: array<vec4<f32>, BQ * QS>;
 var<workgroup> tile: array<vec4<f32>, TILE>;       // BK keys x DC of k, then BKV keys x D of v
 var<workgroup> weights: array<f32, BQ * BK>;
 
-fn attend(group: vec3<u32>, lane: u32) {
+fn attend(group: vec3<u32>, lane: u32, width: u32) {
     let part = part_of(group, BQ, BK);
     if part.rows == 0u {
         return;
@@ -129,7 +129,7 @@ fn attend(group: vec3<u32>, lane: u32) {
                 local[r] = max(local[r], score[r * CK + x]);
             }
         }
-        rows_max(&local, lane); // with a barrier: nobody reads the keys any more
+        rows_max(&local, lane, width); // with a barrier: nobody reads the keys any more
         for (var r = 0u; r < RQ; r++) {
             let new_largest = max(largest[r], local[r]);
             let fade = decay(largest[r] - new_largest);
@@ -173,7 +173,7 @@ fn attend(group: vec3<u32>, lane: u32) {
         }
     }
 
-    rows_sum(&total, lane);
+    rows_sum(&total, lane, width);
     for (var r = 0u; r < RQ; r++) {
         if row0 + tr + TR * r >= rows {
             continue;
