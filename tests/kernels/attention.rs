@@ -521,6 +521,12 @@ fn parts(device: &Device) -> Result<()> {
     bad_parts::<f16>(device)
 }
 
+/// More workgroups than a grid has along one axis.
+fn many(device: &Device) -> Result<()> {
+    let setup = Setup { sinks: Some(vec![0.5]), ..Setup::new(70_000, (1, 1), (1, 2), (4, 4)) };
+    random::<f32>(device, &setup, |options| options.algorithm(Algorithm::Portable), F32)
+}
+
 fn refusals(device: &Device) -> Result<()> {
     let x = device.tensor(&Array4::<f32>::zeros((1, 1, 2, 4)))?;
     let options = Options::new().algorithm(Algorithm::CooperativeMatrices);
@@ -571,5 +577,6 @@ pub fn cases() -> Vec<Case> {
     cases.push(Case::new("attention_merge", "windows", windows));
     cases.push(Case::new("attention_merge", "parts", parts));
     cases.push(Case::new("attention", "refusals", refusals));
+    cases.push(Case::new("attention", "many sequences", many));
     cases
 }

@@ -99,8 +99,57 @@ fn windows(device: &Device) -> Result<()> {
     ] {
         check(&tiled, &setup, false)?;
     }
-    // f16 in two windows of queries.
-    check(&tiled, &Setup { causal: true, ..small }, true)
+    // f16 in two windows of queries; and with all that windows shift.
+    check(&tiled, &Setup { causal: true, ..small.clone() }, true)?;
+    let bias = Some(noise([1, 2, 300, 170], 5));
+    check(&tiled, &Setup { causal: true, bias, sinks: Some(vec![0.5, 1.0]), ..small }, true)
+}
+
+/// A bias of NaN or +inf where a query sees it, and its first row in the whole; -inf, and whatever a mask hides, is fine.
+fn biases(device: &Device) -> Result<()> {
+    let Some(gpu) = device.as_gpu() else { anyhow::bail!("not a GPU") };
+    let tiled = Device::gpu_tiled(gpu.info().index, 64 << 10)?;
+    let plain = Setup { causal: true, ..base() };
+    let wide = Setup { q_heads: 2, kv_heads: 1, q_len: 300, kv_len: 170, d: 100, d_v: 20, ..Setup::default() };
+    let ragged = Setup { q_len: 80, kv_len: 90, ragged: Some((vec![0, 40, 41, 80], vec![0, 5, 50, 90])), ..base() };
+    // Shape and place of the element, the row that it is seen by first.
+    let cases = [
+        (&plain, [1, 4, 33, 65], [0, 2, 5, 37], Some(2 * 33 + 5)),
+        (&plain, [1, 4, 33, 65], [0, 2, 5, 38], None),
+        (&plain, [1, 1, 1, 65], [0, 0, 0, 62], Some(30)),
+        (&plain, [1, 1, 33, 1], [0, 0, 32, 0], Some(32)),
+        (&wide, [1, 2, 300, 170], [0, 1, 200, 169], Some(500)),
+        (&ragged, [3, 1, 40, 45], [2, 0, 7, 39], Some(48)),
+        (&ragged, [3, 4, 40, 45], [1, 3, 0, 44], Some(3 * 80 + 40)),
+        (&ragged, [3, 1, 40, 45], [2, 0, 7, 40], None),
+    ];
+    for (setup, shape, place, row) in cases {
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut bias = noise(shape, 1);
+            bias[place] = bad;
+            let setup = Setup { bias: Some(bias), ..setup.clone() };
+            for device in [device, &tiled, &Device::cpu()] {
+                let zeros = |heads, length, width| device.zeros::<f32, _>([setup.batch, heads, length, width]);
+                let q = zeros(setup.q_heads, setup.q_len, setup.d)?;
+                let k = zeros(setup.kv_heads, setup.kv_len, setup.d)?;
+                let v = zeros(setup.kv_heads, setup.kv_len, setup.d_v)?;
+                let output = zeros(setup.q_heads, setup.q_len, setup.d_v)?;
+                let lse = Some(device.zeros([setup.batch, setup.q_heads, setup.q_len])?);
+                let made = Output { output: output.clone(), lse };
+                let found = attention_backward(&q, &k, &v, &made, &output, &setup.options(device)?)
+                    .and_then(|gradients| gradients.k.to_array());
+                match row.filter(|_| bad != f32::NEG_INFINITY) {
+                    None => ensure!(found.is_ok(), "{bad} at {place:?} of {shape:?} on {device}: {:?}", found.err()),
+                    Some(row) => ensure!(
+                        matches!(found, Err(Error::Domain { quantity: "bias", index, .. }) if index == row),
+                        "{bad} at {place:?} of {shape:?} on {device}, row {row}: {:?}",
+                        found.err()
+                    ),
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn deltas(device: &Device) -> Result<()> {
@@ -144,6 +193,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("attention_backward", "options", options),
         Case::new("attention_backward", "windows", windows),
         Case::new("attention_backward", "after forward", chained),
+        Case::new("attention_backward_bias", "rows that see what is not finite", biases),
         Case::new("attention_backward_delta", "rows that are not finite", deltas),
         Case::new("attention_backward_sinks", "sinks", sinks),
     ]

@@ -46,7 +46,8 @@ pub struct Gradients {
 ///
 /// # Errors
 /// [`Error::Argument`] for an output without its log-sum-exp; [`Error::Shape`] and [`Error::Argument`] as `attention()`; [`Error::DeviceMismatch`];
-/// [`Error::Domain`] names a row of `grad_output` whose delta, or whose log-sum-exp, is not finite (on a GPU at the wait).
+/// [`Error::Domain`] names a row of `grad_output` whose delta, or whose log-sum-exp, is not finite, or a query that sees a bias of NaN or +inf (on a GPU
+/// at the wait).
 ///
 /// Source: Dao et al. 2022, algorithm 4.
 pub fn attention_backward<T: AttentionElement>(
@@ -96,4 +97,9 @@ const FINDING: crate::gpu::Finding = crate::gpu::Finding {
     quantity: "grad_output",
     expected: "rows whose product with the output, and whose log-sum-exp, is finite",
     found: "not finite",
+};
+const BIAS_FINDING: crate::gpu::Finding = crate::gpu::Finding {
+    quantity: "bias",
+    expected: "finite, or -inf for a hidden key",
+    found: "NaN or infinite, seen by a query",
 };

@@ -2,6 +2,7 @@
 //! own result. All products go through one blocked loop that vectorises.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use multiversion::multiversion;
 use ndarray::{Array1, Array4, IntoDimension};
@@ -27,6 +28,8 @@ struct Inputs<'a, T> {
     delta: Vec<f32>,
     bias: Option<&'a [f32]>,
     alibi: Option<&'a [f32]>,
+    /// The first query that sees a bias of NaN or +inf.
+    strange: AtomicUsize,
     /// d and d_v up to whole blocks of columns.
     d: usize,
     d_v: usize,
@@ -74,8 +77,15 @@ pub(super) fn backward<T: AttentionElement>(
     }
     let alibi = options.alibi.as_deref();
     let (d, d_v) = (problem.d.next_multiple_of(LANES), problem.d_v.next_multiple_of(LANES));
-    let inputs = Inputs { problem, q, k, v, grad, lse, delta, bias, alibi, d, d_v };
+    let strange = AtomicUsize::new(usize::MAX);
+    let inputs = Inputs { problem, q, k, v, grad, lse, delta, bias, alibi, strange, d, d_v };
+    // Meets every query and key that it sees.
     let [dk, dv] = inputs.keys();
+    let index = inputs.strange.load(Ordering::Relaxed);
+    if index < usize::MAX {
+        let crate::gpu::Finding { quantity, expected, found } = BIAS_FINDING;
+        return Err(Error::Domain { place: PLACE, quantity, index, expected, found: found.into() });
+    }
     let tensor = |shape: [usize; 4], elements| match Array4::from_shape_vec(shape.into_dimension(), elements) {
         Ok(array) => Tensor::host(array),
         Err(_) => unreachable!("as many elements as the shape has"),
@@ -338,6 +348,15 @@ impl<T: AttentionElement> Inputs<'_, T> {
             let seen = if i < queries.len() { problem.keys(sequence, queries.start + i) } else { 0..0 };
             let seen =
                 seen.start.clamp(keys.start, keys.end) - keys.start..seen.end.clamp(keys.start, keys.end) - keys.start;
+            let bias = problem.bias_strides.zip(self.bias).map(|(strides, bias)| {
+                let at = index * strides[0] + head * strides[1] + (queries.start + i) * strides[2];
+                let keys = keys.start + seen.start..keys.start + seen.end;
+                keys.map(move |j| bias[at + j * strides[3]])
+            });
+            // NaN is not below infinity either.
+            if bias.clone().is_some_and(|mut bias| !bias.all(|bias| bias < f32::INFINITY)) {
+                self.strange.fetch_min(first + i, Ordering::Relaxed);
+            }
             let (lse, delta) = match seen.is_empty() {
                 true => (NO_KEY, 0.0),
                 false => (self.lse[first + i], self.delta[first + i]),
@@ -368,11 +387,8 @@ impl<T: AttentionElement> Inputs<'_, T> {
                     *score -= slopes[head] * (position - j as f32).abs();
                 }
             }
-            if let (Some(strides), Some(bias)) = (problem.bias_strides, self.bias) {
-                let at = index * strides[0] + head * strides[1] + (queries.start + i) * strides[2];
-                for (score, j) in scores.iter_mut().zip(keys.start + seen.start..) {
-                    *score += bias[at + j * strides[3]];
-                }
+            if let Some(bias) = bias {
+                scores.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
             }
             finish_row(p, ds, ds_score, lse, delta);
         }

@@ -70,6 +70,20 @@ params! {
     }
 }
 
+params! {
+    /// As in `shaders/attention/backward_bias.wgsl`.
+    BiasParams {
+        bias_offset: u32,
+        bias_head: u32,
+        bias_query: u32,
+        bias_key: u32,
+        q_rows: u32,
+        first_row: u32,
+        causal: u32,
+        window: i32,
+    }
+}
+
 static BACKWARD: Kernel = Kernel {
     name: "attention_backward",
     sources: &[shader!("attention/backward.wgsl")],
@@ -83,6 +97,13 @@ static DELTA: Kernel = Kernel {
     needs: Needs::NONE,
     fields: DeltaParams::FIELDS,
     params_bytes: size_of::<DeltaParams>(),
+};
+static BIAS: Kernel = Kernel {
+    name: "attention_backward_bias",
+    sources: &[shader!("attention/backward_bias.wgsl")],
+    needs: Needs::NONE,
+    fields: BiasParams::FIELDS,
+    params_bytes: size_of::<BiasParams>(),
 };
 static SINKS: Kernel = Kernel {
     name: "attention_backward_sinks",
@@ -127,7 +148,7 @@ pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
         }
         all.push((&DELTA, vec![("HALF", Constant::U32(half.into()))]));
     }
-    all.push((&SINKS, Vec::new()));
+    all.extend([(&BIAS, Vec::new()), (&SINKS, Vec::new())]);
     all
 }
 
@@ -143,6 +164,7 @@ struct Call<'a> {
     bias: Option<(&'a Buffer, [usize; 4])>,
     alibi: Option<&'a [f32]>,
     stats: Buffer,
+    check: &'a Check,
     out: [Option<Buffer>; 4],
 }
 
@@ -163,7 +185,7 @@ pub(super) fn backward<T: AttentionElement>(
     let [q, k, v, output, grad] = tensors.map(buffer_of);
     let lse_buffer = buffer_of(lse);
     let half = T::NAME == "f16";
-    let check = gpu.check(PLACE, &[FINDING])?;
+    let check = gpu.check(PLACE, &[FINDING, BIAS_FINDING])?;
     let stats = delta(gpu, problem, half, [output, grad, lse_buffer], &check)?;
     let bias = options.bias.as_ref().map(|bias| {
         let shape = bias.shape();
@@ -184,7 +206,7 @@ pub(super) fn backward<T: AttentionElement>(
         },
     ];
     let alibi = options.alibi.as_deref();
-    let mut call = Call { gpu, problem, half, q, k, v, grad, bias, alibi, stats, out };
+    let mut call = Call { gpu, problem, half, q, k, v, grad, bias, alibi, stats, check: &check, out };
     call.run()?;
     let sinks = match &options.sinks {
         Some(sinks) => Some(call.sinks(sinks)?),
@@ -421,6 +443,22 @@ impl Call<'_> {
             pad1: 0,
             pad2: 0,
         };
+        if self.bias.is_some() && i_limit > 0 && j_limit > 0 {
+            let heads = if strides[1] == 0 { 1 } else { params.heads };
+            let params = BiasParams {
+                bias_offset,
+                bias_head: params.bias_head,
+                bias_query: params.bias_query,
+                bias_key: params.bias_key,
+                q_rows: params.q_rows,
+                first_row: of_queries.map_or(0, |(first, _)| first) as u32,
+                causal: problem.causal.into(),
+                window: params.window,
+            };
+            let first = window.as_ref().map_or(0, |window| window.queries.start);
+            let grid = [(i_limit - first).div_ceil(TILE) as u32, heads, sequences.len() as u32];
+            self.gpu.run(&BIAS, &[], &params, &[table.view(), bias, self.check.view()], grid)?;
+        }
         for of in ALL {
             let Some(out) = &self.out[of as usize] else { continue };
             let (rows, width) = match of {
