@@ -106,10 +106,10 @@ impl Device {
         gpu::open_index(index, gpu::Ceilings::default()).await.map(Self::Gpu)
     }
 
-    /// [`Device::gpu_at`] with bindings of at most `bytes`, so that tests tile small data.
+    /// [`Device::gpu_at`] with bindings of at most `bytes` and grids of at most 1024 workgroups an axis, so that tests tile small data.
     #[doc(hidden)]
     pub fn gpu_tiled(index: usize, bytes: u64) -> Result<Self> {
-        let ceilings = gpu::Ceilings { binding: Some(bytes), ..Default::default() };
+        let ceilings = gpu::Ceilings { binding: Some(bytes), groups: Some(1024), ..Default::default() };
         block_on(gpu::open_index(index, ceilings)).map(Self::Gpu)
     }
 

@@ -134,10 +134,15 @@ impl Gpu {
         u64::from(self.inner.limits.min_storage_buffer_offset_alignment)
     }
 
+    /// Workgroups that a grid may have along one axis.
+    pub(crate) fn max_groups(&self) -> usize {
+        self.inner.limits.max_compute_workgroups_per_dimension as usize
+    }
+
     /// `groups` workgroups as a grid within the limit of each dimension; a kernel's index is
     /// `(workgroup.y * grid.x + workgroup.x) * WORKGROUP + local`, and those past the end return.
     pub(crate) fn grid(&self, place: &'static str, groups: u64) -> Result<[u32; 3]> {
-        let limit = u64::from(self.inner.limits.max_compute_workgroups_per_dimension);
+        let limit = self.max_groups() as u64;
         if groups > limit * limit {
             return Err(Error::TooLarge {
                 place,

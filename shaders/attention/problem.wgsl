@@ -38,7 +38,7 @@ struct Params {
     bias_query: u32,
     bias_key: u32,
     slot_rows: u32,      // rows of out between splits
-    pad0: u32,
+    first_in_tables: u32, // the sequence that the tables begin with
     pad1: u32,
     pad2: u32,
 }
@@ -215,10 +215,11 @@ fn part_of(group: vec3<u32>, height: u32, stride: u32) -> Part {
     var kv_first = sequence * params.kv_heads * params.kv_len;
     var kv_count = params.kv_len;
     if (params.flags & TABLE) != 0u {
-        part.q_first = tables[4u * sequence];
-        q_count = tables[4u * sequence + 1u];
-        kv_first = tables[4u * sequence + 2u];
-        kv_count = tables[4u * sequence + 3u];
+        let row = 4u * (sequence - params.first_in_tables);
+        part.q_first = tables[row];
+        q_count = tables[row + 1u];
+        kv_first = tables[row + 2u];
+        kv_count = tables[row + 3u];
     }
     let last_query = min(params.first_query + params.queries, q_count);
     let rows = (last_query - min(params.first_query, last_query)) * params.members;

@@ -179,12 +179,15 @@ pub(crate) async fn open_best(software: bool) -> Result<Gpu> {
     }
 }
 
-/// Bytes that limits are lowered to, so that tests see what a smaller adapter does.
+/// What limits are lowered to, so that tests see what a smaller adapter does.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Ceilings {
-    /// What one binding may hold.
+    /// Bytes that one binding may hold.
     pub(crate) binding: Option<u64>,
+    /// Bytes.
     pub(crate) workgroup_memory: Option<u32>,
+    /// Workgroups along one axis.
+    pub(crate) groups: Option<u32>,
 }
 
 /// The adapter at `index` of [`adapters`]; `ceilings` lower its limits.
@@ -204,6 +207,9 @@ async fn open(info: AdapterInfo, adapter: &wgpu::Adapter, ceilings: Ceilings) ->
     let from_env = || std::env::var("ORTHANT_MAX_BINDING").ok().and_then(|text| text.parse::<u64>().ok());
     if let Some(bytes) = ceilings.workgroup_memory {
         limits.max_compute_workgroup_storage_size = limits.max_compute_workgroup_storage_size.min(bytes);
+    }
+    if let Some(groups) = ceilings.groups {
+        limits.max_compute_workgroups_per_dimension = limits.max_compute_workgroups_per_dimension.min(groups);
     }
     if let Some(bytes) = ceilings.binding.or_else(from_env) {
         // Less than 64 KiB would only be slow: the engine's own status and params pages are that large.

@@ -220,7 +220,7 @@ fn on_gpu(gpu: &Gpu, shape: &Shape, half: bool, a: &Buffer, b: &Buffer, out: &Bu
     let a_rows = rows_of(lda, element, if transpose_a { k } else { m })?;
     let b_rows = rows_of(ldb, element, if transpose_b { n } else { k })?;
     let c_rows = rows_of(n, 4, m)?;
-    let groups = 65_535 * TILE;
+    let groups = gpu.max_groups() * TILE;
     let m_step = if transpose_a { c_rows } else { a_rows.min(c_rows) }.min(groups);
     let n_step = if transpose_b { b_rows } else { n }.min(groups);
     let mut k_step = if transpose_a { a_rows } else { k }.min(if transpose_b { k } else { b_rows });
@@ -229,7 +229,7 @@ fn on_gpu(gpu: &Gpu, shape: &Shape, half: bool, a: &Buffer, b: &Buffer, out: &Bu
     let whole = m_step >= m && n_step >= n;
     let split = whole && tiles < 128 && k > 2 * SPLIT && m * n * 4 <= limit / 2;
     if split {
-        let splits = (PARTIAL.min(limit) / (m * n * 4)).clamp(1, 65_535);
+        let splits = (PARTIAL.min(limit) / (m * n * 4)).clamp(1, gpu.max_groups());
         k_step = k_step.min(splits * SPLIT);
     }
     let constants = constants(transpose_a, transpose_b, half);

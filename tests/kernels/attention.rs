@@ -302,6 +302,13 @@ fn windows(device: &Device) -> Result<()> {
             causal: true,
             ..Setup::new(1, (4, 2), (700, 800), (32, 31))
         },
+        // A table of sequences longer than a binding, and more of them than a grid has workgroups along one axis.
+        Setup {
+            ragged: Some(((0..=4200).map(|at| at / 3 * 2).collect(), (0..=4200).map(|at| at / 2).collect())),
+            sinks: Some(vec![1.0, 2.0]),
+            ..Setup::new(1, (2, 1), (2800, 2100), (2, 1))
+        },
+        Setup { key_lengths: Some((0..4200).map(|at| at % 3).collect()), ..Setup::new(4200, (1, 1), (1, 2), (1, 2)) },
     ] {
         each(&tiled, Algorithm::Auto, &setup)?;
     }
@@ -521,12 +528,6 @@ fn parts(device: &Device) -> Result<()> {
     bad_parts::<f16>(device)
 }
 
-/// More workgroups than a grid has along one axis.
-fn many(device: &Device) -> Result<()> {
-    let setup = Setup { sinks: Some(vec![0.5]), ..Setup::new(70_000, (1, 1), (1, 2), (4, 4)) };
-    random::<f32>(device, &setup, |options| options.algorithm(Algorithm::Portable), F32)
-}
-
 fn refusals(device: &Device) -> Result<()> {
     let x = device.tensor(&Array4::<f32>::zeros((1, 1, 2, 4)))?;
     let options = Options::new().algorithm(Algorithm::CooperativeMatrices);
@@ -577,6 +578,5 @@ pub fn cases() -> Vec<Case> {
     cases.push(Case::new("attention_merge", "windows", windows));
     cases.push(Case::new("attention_merge", "parts", parts));
     cases.push(Case::new("attention", "refusals", refusals));
-    cases.push(Case::new("attention", "many sequences", many));
     cases
 }

@@ -1,5 +1,7 @@
 //! The GPU's way: one dispatch of tiles, or windows of them where a tensor exceeds a binding, and a merge where keys are split.
 
+use std::ops::Range;
+
 use half::f16;
 use ndarray::{Ix3, Ix4};
 
@@ -56,7 +58,7 @@ params! {
         bias_query: u32,
         bias_key: u32,
         slot_rows: u32,
-        pad0: u32,
+        first_in_tables: u32,
         pad1: u32,
         pad2: u32,
     }
@@ -89,8 +91,11 @@ struct Call<'a> {
     element: usize,
     splits: Option<usize>,
     inputs: [&'a Buffer; 4],
-    tables: Option<&'a Buffer>,
-    ragged: bool,
+    options: &'a Options,
+    /// Of all sequences, where they fit into a binding.
+    tables: Option<Buffer>,
+    /// Sequences whose tables fit.
+    most_sequences: usize,
     /// [rows, d_v], f16 pairs if `half_out`.
     out: &'a Buffer,
     half_out: bool,
@@ -133,8 +138,17 @@ pub(super) fn forward<T: AttentionElement>(
         (Some(Storage::Gpu(_, buffer)), Some(tensor)) => (buffer.as_ref(), tensor.checks()),
         _ => (q_buffer.as_ref(), &[][..]),
     };
-    let tables = tables(problem, options);
-    let tables = (!tables.is_empty()).then(|| gpu.upload(PLACE, bytemuck::cast_slice(&tables))).transpose()?;
+    let sequences = problem.sequences.len();
+    let by_table =
+        options.ragged.is_some() || options.key_lengths.is_some() || options.sinks.is_some() || options.alibi.is_some();
+    let most_sequences = match by_table {
+        true => (gpu.rows_per_window(PLACE, 4)?.saturating_sub(2 * problem.q_heads) / 4).max(1),
+        false => sequences,
+    };
+    let tables = match by_table && sequences <= most_sequences {
+        true => Some(gpu.upload(PLACE, bytemuck::cast_slice(&tables(problem, options, 0..sequences)))?),
+        false => None,
+    };
     let mut flags = 0;
     for (flag, set) in [
         (CAUSAL, problem.causal),
@@ -143,7 +157,7 @@ pub(super) fn forward<T: AttentionElement>(
         (ALIBI, options.alibi.is_some()),
         (SINKS, options.sinks.is_some()),
         (BIAS, problem.bias_strides.is_some()),
-        (TABLE, tables.is_some()),
+        (TABLE, by_table),
     ] {
         flags |= if set { flag } else { 0 };
     }
@@ -155,8 +169,9 @@ pub(super) fn forward<T: AttentionElement>(
         element,
         splits: options.splits,
         inputs: [q_buffer, k_buffer, v_buffer, bias],
-        tables: tables.as_ref(),
-        ragged: options.ragged.is_some(),
+        options,
+        tables,
+        most_sequences,
         out: wide.as_ref().unwrap_or(&out),
         half_out: half && !odd,
         lse: &lse,
@@ -175,11 +190,8 @@ pub(super) fn forward<T: AttentionElement>(
     Ok((Tensor::on_gpu(gpu, out, dim, checks), lse))
 }
 
-/// What the shader reads of sequences and heads; nothing where sequences are the batches in full and heads are all alike.
-fn tables(problem: &Problem, options: &Options) -> Vec<u32> {
-    if options.ragged.is_none() && options.key_lengths.is_none() && options.sinks.is_none() && options.alibi.is_none() {
-        return Vec::new();
-    }
+/// What the shader reads of these sequences, and of heads.
+fn tables(problem: &Problem, options: &Options, sequences: Range<usize>) -> Vec<u32> {
     let sequence = |sequence: &crate::attention::Sequence| {
         let q_row = sequence.batch * problem.q_heads * problem.q_len + sequence.q_start;
         let kv_row = sequence.batch * problem.kv_heads * problem.kv_len + sequence.kv_start;
@@ -188,7 +200,7 @@ fn tables(problem: &Problem, options: &Options) -> Vec<u32> {
     let none = vec![0.0; problem.q_heads];
     let per_head = [&options.sinks, &options.alibi].map(|values| values.as_ref().unwrap_or(&none));
     let per_head = per_head.into_iter().flatten().map(|value| value.to_bits());
-    problem.sequences.iter().flat_map(sequence).chain(per_head).collect()
+    problem.sequences[sequences].iter().flat_map(sequence).chain(per_head).collect()
 }
 
 impl Call<'_> {
@@ -226,7 +238,16 @@ impl Call<'_> {
         let (out_rows, lse_rows) = ((slots - 1) * slot_rows + own.1, (slots - 1) * slot_rows + own.1);
         let (out, out_offset) = window(out, (out_first * problem.d_v, out_rows * problem.d_v), out_element);
         let (lse, lse_offset) = window(lse, (lse_first, lse_rows), 4);
-        let tables = self.tables.map_or(q, Buffer::view);
+        let cut;
+        let (tables, in_tables) = match &self.tables {
+            Some(tables) => (tables.view(), 0..problem.sequences.len()),
+            None if self.flags & TABLE == 0 => (q, 0..0),
+            None => {
+                let words = tables(problem, self.options, region.sequences.clone());
+                cut = gpu.upload(PLACE, bytemuck::cast_slice(&words))?;
+                (cut.view(), region.sequences.clone())
+            }
+        };
         let members = region.members.len();
         let queries = region.queries.len();
         let tiles = (members * queries).div_ceil(self.choice.rows as usize);
@@ -257,7 +278,7 @@ impl Call<'_> {
             q_len: problem.q_len as u32,
             kv_len: problem.kv_len as u32,
             group: problem.group() as u32,
-            sequences: problem.sequences.len() as u32,
+            sequences: in_tables.len() as u32,
             first_sequence: region.sequences.start as u32,
             first_head: region.heads.start as u32,
             heads: region.heads.len() as u32,
@@ -279,7 +300,7 @@ impl Call<'_> {
             bias_query: strides[2] as u32,
             bias_key: strides[3] as u32,
             slot_rows: slot_rows as u32,
-            pad0: 0,
+            first_in_tables: in_tables.start as u32,
             pad1: 0,
             pad2: 0,
         };

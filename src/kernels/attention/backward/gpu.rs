@@ -117,8 +117,6 @@ static SINKS: Kernel = Kernel {
 const TILE: usize = 32;
 /// Words of a sequence in the table.
 const WORDS: usize = 12;
-/// Workgroups along one axis of a grid.
-const GROUPS: usize = 65_535;
 
 /// Which gradient a dispatch makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -282,14 +280,14 @@ impl Call<'_> {
                 device: self.gpu.to_string(),
             });
         }
-        let limit = self.gpu.max_binding();
+        let (limit, groups) = (self.gpu.max_binding(), self.gpu.max_groups());
         let buffers = [self.q, self.k, self.v, self.grad, &self.stats].into_iter().chain(self.out.iter().flatten());
         let fits = buffers.map(Buffer::bytes).all(|bytes| bytes <= limit)
-            && problem.q_heads <= GROUPS
-            && problem.q_len.max(problem.kv_len).div_ceil(TILE) <= GROUPS;
+            && problem.q_heads <= groups
+            && problem.q_len.max(problem.kv_len).div_ceil(TILE) <= groups;
         if fits {
             // A table of this many sequences, its slopes behind it, within a binding; and, with a bias, as many grids of heads.
-            let most = ((limit as usize / 4 - problem.q_heads) / WORDS).min(GROUPS / problem.q_heads).max(1);
+            let most = ((limit as usize / 4 - problem.q_heads) / WORDS).min(groups / problem.q_heads).max(1);
             for first in (0..problem.sequences.len()).step_by(most) {
                 let last = (first + most).min(problem.sequences.len());
                 self.dispatch(first..last, None)?;
@@ -298,7 +296,7 @@ impl Call<'_> {
         }
         // Columns of the widest row of queries and of keys; gradients are f32.
         let width = problem.d.max(problem.d_v) * 4;
-        let most = self.gpu.rows_per_window(PLACE, width.max(8))?.min(GROUPS * TILE);
+        let most = self.gpu.rows_per_window(PLACE, width.max(8))?.min(groups * TILE);
         let elements = self.gpu.rows_per_window(PLACE, 4)?;
         let bias_row = problem.bias_strides.map_or(0, |strides| strides[2]);
         let queries_step = most.min(elements.checked_div(bias_row).unwrap_or(most)).max(1);
@@ -513,7 +511,7 @@ impl Call<'_> {
             accumulate: 0,
             pad0: 0,
         };
-        if self.stats.bytes() <= self.gpu.max_binding() && problem.q_heads <= GROUPS {
+        if self.stats.bytes() <= self.gpu.max_binding() && problem.q_heads <= self.gpu.max_groups() {
             let bindings = [self.stats.view(), sinks.view(), out.view()];
             self.gpu.run(&SINKS, &[], &params, &bindings, [problem.q_heads as u32, 1, 1])?;
             return Ok(out);

@@ -119,10 +119,11 @@ impl Call<'_> {
         let rows_fit = fits(spans.q.1, self.element) && fits(spans.rows.1 * problem.d_v.max(1), 4);
         let keys_fit = fits(spans.k.1, self.element) && fits(spans.v.1, self.element);
         let bias_fits = fits(spans.bias.1, 4);
-        if rows_fit && keys_fit && bias_fits {
+        let tables_fit = region.sequences.len() <= self.most_sequences;
+        if rows_fit && keys_fit && bias_fits && tables_fit {
             return self.split(&region, self.splits_of(&region, spans.rows.1, limit));
         }
-        let outer: [fn(&mut Region) -> &mut Range<usize>; 3] = if self.ragged {
+        let outer: [fn(&mut Region) -> &mut Range<usize>; 3] = if self.options.ragged.is_some() {
             [|r| &mut r.heads, |r| &mut r.members, |r| &mut r.sequences]
         } else {
             [|r| &mut r.sequences, |r| &mut r.heads, |r| &mut r.members]
