@@ -6,11 +6,13 @@ pub(crate) mod bessel;
 pub(crate) mod column_sums;
 pub(crate) mod interacting_layer;
 mod lanes;
+pub(crate) mod latent_attention;
 #[doc(hidden)]
 pub mod limits;
 pub(crate) mod matmul;
 mod mixture_posterior;
 pub(crate) mod normalize_rows;
+pub(crate) mod pack_latents;
 pub(crate) mod strips;
 
 use std::sync::Arc;

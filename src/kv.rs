@@ -1,7 +1,15 @@
-//! Low-rank caches of keys and values.
+//! Low-rank caches of keys and values: [`KvCache`].
+//!
+//! ```text
+//! k, v -> KvCache::append -> exact rows, and pages of latents -> KvCache::attend(q) -> attention::Output
+//! ```
 
-// What packs and reads them comes next.
+// Who makes it of projections comes next.
 #[allow(dead_code)]
+mod cache;
 pub(crate) mod latents;
+pub(crate) mod layer;
 
+pub use cache::{AttendOptions, CacheOptions, KvCache, Sequence};
 pub use latents::LatentBits;
+pub use layer::ExactType;

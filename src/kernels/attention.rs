@@ -1,7 +1,7 @@
 //! Scaled dot-product attention: the door. The CPU's and the GPU's ways are in the rooms beside.
 
 mod backward;
-mod cpu;
+pub(crate) mod cpu;
 mod gpu;
 mod merge;
 

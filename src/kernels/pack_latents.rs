@@ -1,0 +1,85 @@
+//! From rows of k and v to the pages and exact rows of a low-rank cache, and back: the door.
+
+mod cpu;
+
+use ndarray::Ix4;
+
+use crate::Result;
+use crate::attention::AttentionElement;
+use crate::kv::layer::{CachedSequence, LatentLayer, Store};
+use crate::tensor::{Storage, Tensor};
+
+pub(crate) const PLACE: &str = "KvCache::append";
+
+/// A page to be packed: `page` (its tokens are 32 page..) of the sequence that is row `sequence` of k and v, whose first `len` tokens were there before
+/// and whose exact rows are in `slot`. Goes to page `id`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PackJob {
+    pub(crate) sequence: usize,
+    pub(crate) slot: u32,
+    pub(crate) len: usize,
+    pub(crate) page: usize,
+    pub(crate) id: u32,
+}
+
+/// One row of k and v of a call: the sequence that it is of, as it was before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Appended {
+    pub(crate) slot: u32,
+    pub(crate) len: usize,
+}
+
+/// Packs pages in one pass: z = (R_{-n0} k - mean) E and z = (v - mean) E, quantised and packed as [`crate::kv::latents`] has it.
+///
+/// * `k`, `v`: [sequences, kv_heads, n, d], after rotary embedding, finite and rounded to the layer's exact type by this kernel; token t of a job is
+///   row t - len where t >= len, else the slot's exact row
+/// * writes the jobs' pages alone: nothing that was there
+///
+/// # Errors
+/// [`Error::Domain`](crate::Error::Domain) for a latent beyond f16's range (below 32 bits) or not finite.
+pub(crate) fn pack_latents<T: AttentionElement>(
+    layer: &LatentLayer,
+    store: &mut Store,
+    jobs: &[PackJob],
+    k: &Tensor<T, Ix4>,
+    v: &Tensor<T, Ix4>,
+) -> Result<()> {
+    match (store, k.storage(), v.storage()) {
+        (Store::Host(store), Storage::Host(k), Storage::Host(v)) => cpu::pack(layer, store, jobs, &k, &v),
+        _ => unreachable!("all are on one device"),
+    }
+}
+
+/// Writes the new tokens that stay exact (sinks, and those from the new boundary on) to the slots; after [`pack_latents`], which reads what they replace.
+pub(crate) fn keep_exact<T: AttentionElement>(
+    layer: &LatentLayer,
+    store: &mut Store,
+    sequences: &[Appended],
+    k: &Tensor<T, Ix4>,
+    v: &Tensor<T, Ix4>,
+) -> Result<()> {
+    match (store, k.storage(), v.storage()) {
+        (Store::Host(store), Storage::Host(k), Storage::Host(v)) => {
+            cpu::keep(layer, store, sequences, &k, &v);
+            Ok(())
+        }
+        _ => unreachable!("all are on one device"),
+    }
+}
+
+/// Rebuilds tokens of packed pages, R_{n0}(mean + z D) and mean + z D, to the exact rows of `sequence`'s slot: those from `first` to `end` (excluded),
+/// sinks not among them.
+pub(crate) fn rebuild_exact(
+    layer: &LatentLayer,
+    store: &mut Store,
+    sequence: CachedSequence<'_>,
+    first: usize,
+    end: usize,
+) -> Result<()> {
+    match store {
+        Store::Host(store) => {
+            cpu::rebuild(layer, store, sequence, first, end);
+            Ok(())
+        }
+    }
+}
