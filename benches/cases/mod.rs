@@ -2,6 +2,7 @@
 
 mod attention;
 mod bessel;
+mod kv;
 mod layers;
 mod matmul;
 mod peak;
@@ -20,6 +21,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("vmf", vmf::run),
     ("attention", attention::run),
     ("layers", layers::run),
+    ("kv", kv::run),
     ("transfer", transfer::run),
 ];
 

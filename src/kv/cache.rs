@@ -164,6 +164,33 @@ impl KvCache {
         Ok(Self { device, options, layers, sequences: BTreeMap::new(), next: 0 })
     }
 
+    /// A cache of one layer, 0, whose latents are the first `rank` elements of each head, with rotary embedding of the whole head if there is a block:
+    /// for benches.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a rank above d or options that do not fit.
+    #[doc(hidden)]
+    pub fn of_leading_channels(
+        device: &Device,
+        (kv_heads, d): (usize, usize),
+        rank: usize,
+        block: Option<usize>,
+        options: &CacheOptions,
+    ) -> Result<Self> {
+        if !(1..=d).contains(&rank) {
+            return argument("rank", format!("1 to {d}"), rank);
+        }
+        let down: Vec<f32> = (0..d * rank).map(|i| f32::from(u8::from(i / rank == i % rank))).collect();
+        let up: Vec<f32> = (0..rank * d).map(|i| f32::from(u8::from(i / d == i % d))).collect();
+        let set = Factors { heads: 1, rank, mean: vec![0.0; d], down, up };
+        let half = d / 2;
+        let pairs = block.map_or(0..0, |_| 0..half);
+        let pairs = pairs.map(|i| (i, i + half, 1e4f64.powf(-(i as f64) / half as f64))).collect();
+        let (keys, values) = (vec![set.clone(); kv_heads], vec![set; kv_heads]);
+        let layers = vec![LayerFactors { layer: 0, keys, values }];
+        Self::from_factors(device, (kv_heads, d), &Turns { block: block.filter(|_| half > 0), pairs }, layers, options)
+    }
+
     /// Where it lives.
     pub fn device(&self) -> &Device {
         &self.device

@@ -3,6 +3,11 @@
 //! Few rows are cut in ranges of 1024 tokens for the threads, many walk all tokens at once. Queries are absorbed (D R_{-n0} q) once a frame block, or,
 //! where blocks are so short or rows so many that it costs less, keys are rebuilt.
 
+#[cfg(target_arch = "x86_64")]
+mod integers;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "cpu/no_integers.rs"]
+mod integers;
 mod tables;
 
 use std::ops::Range;
@@ -42,7 +47,18 @@ pub(super) fn forward<T: AttentionElement>(
     }
     let Some(tables) = &layer.host else { unreachable!("a layer on the CPU has its tables") };
     let group = q_heads / layer.kv_heads;
-    let call = Call { layer, store, sequences, tables, q: elements, group, q_heads, q_len, attending };
+    let call = Call {
+        layer,
+        store,
+        sequences,
+        tables,
+        q: elements,
+        group,
+        q_heads,
+        q_len,
+        attending,
+        bytes: integers::available(),
+    };
     let step = (SOFTMAX_ROWS / group).max(1).min(q_len.max(1));
     let mut units = Vec::new();
     for sequence in 0..batch {
@@ -92,6 +108,8 @@ struct Call<'a, T> {
     q_heads: usize,
     q_len: usize,
     attending: Attending,
+    /// Whether few rows may go by [`integers`].
+    bytes: bool,
 }
 
 /// Rows that are computed together: row r is query `queries.start + r / heads` of head `kv_head * group + heads.start + r % heads`.
@@ -135,6 +153,7 @@ struct Scratch {
     scores: Vec<f32>,
     transposed: Vec<f32>,
     angles: Vec<(f32, f32)>,
+    integers: integers::Scratch,
 }
 
 fn sized(vector: &mut Vec<f32>, length: usize) -> &mut [f32] {
@@ -231,7 +250,7 @@ impl<'a, T: AttentionElement> Call<'a, T> {
     /// Packed tokens, in latent space.
     fn packed(&self, unit: &Unit, tokens: Range<usize>, scratch: &mut Scratch) -> Part {
         let (layer, tables, isa, rows) = (self.layer, self.tables, self.tables.isa, unit.rows());
-        let Scratch { turned, absorbed, keys, rebuilt, values, scores, transposed, angles } = scratch;
+        let Scratch { turned, absorbed, keys, rebuilt, values, scores, transposed, angles, integers } = scratch;
         let sequence = self.sequences[unit.sequence];
         let (key_set, key_head) = LatentLayer::set_of(&layer.keys, unit.kv_head);
         let (value_set, _) = LatentLayer::set_of(&layer.values, unit.kv_head);
@@ -244,6 +263,10 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         let mut part = Part { o: vec![0.0; rank_v * ldo], m: vec![NO_KEY; rows], l: vec![0.0; rows] };
         let block = layer.turns.block();
         let rebuilds = rebuilds(block, rows, rank, d);
+        let bytes = rows <= FEW_ROWS && self.bytes;
+        let key_bytes = bytes && key_layout.bits.quantised() && !rebuilds;
+        let value_bytes = bytes && value_layout.bits.quantised();
+        let mut sums = if value_bytes { integers::Sums::new(value_layout, rows) } else { integers::Sums::default() };
         // Which blocks' absorbed queries are there.
         let mut there = 0..0;
         let mut rows_of_panels = [0.0; PACK];
@@ -258,7 +281,9 @@ impl<'a, T: AttentionElement> Call<'a, T> {
             let scores = sized(scores, rows * count);
             // One more row of ones, for the means.
             let keys = sized(keys, (rank + 1) * count);
-            tables::decode_panels(key_layout, pages, panel, keys);
+            if !key_bytes {
+                tables::decode_panels(key_layout, pages, panel, keys);
+            }
             if rebuilds {
                 let rebuilt = sized(rebuilt, d * count);
                 rebuild_panels(layer, isa, absorb, first, count, keys, rank, rebuilt, &mut *angles);
@@ -284,7 +309,13 @@ impl<'a, T: AttentionElement> Call<'a, T> {
                         );
                     }
                     let absorbed = &absorbed[(number - there.start) * rows * ldr..][..rows * ldr];
-                    for at in (n..next).step_by(panel) {
+                    let of_bytes = if key_bytes { (n..next).step_by(PAGE) } else { (n..n).step_by(PAGE) };
+                    for from in of_bytes.map(|at| at - first) {
+                        let page = pages[from / PAGE];
+                        let scores = &mut scores[from..];
+                        integers::scores(key_layout, page, absorbed, ldr, rows, scores, count, integers);
+                    }
+                    for at in (if key_bytes { next } else { n }..next).step_by(panel) {
                         let width = panel.min(next - at);
                         let from = at - first;
                         let keys = &keys[from * (rank + 1)..][..width * (rank + 1)];
@@ -313,7 +344,15 @@ impl<'a, T: AttentionElement> Call<'a, T> {
             }
             let mut fade = [0.0; SOFTMAX_ROWS];
             isa.softmax(rows, count, scores, count, &bounds, &mut part.m, &mut part.l, &mut fade);
-            if fade[..rows].iter().any(|fade| *fade != 1.0) {
+            let fades = fade[..rows].iter().any(|fade| *fade != 1.0);
+            if value_bytes {
+                if fades {
+                    sums.fade(&fade[..rows]);
+                }
+                sums.add(value_layout, pages, scores, count, rows, integers);
+                continue;
+            }
+            if fades {
                 for sums in part.o.chunks_exact_mut(ldo) {
                     sums.iter_mut().zip(&fade[..rows]).for_each(|(sum, fade)| *sum *= fade);
                 }
@@ -323,6 +362,9 @@ impl<'a, T: AttentionElement> Call<'a, T> {
             let transposed = sized(transposed, ldo * count);
             isa.pack_keys(scores, rows, count, transposed, &mut rows_of_panels);
             isa.product(rank_v, count, rows, values, count, transposed, panel * count, 0, &mut part.o, ldo, true);
+        }
+        if value_bytes {
+            sums.finish(value_layout, rows, &mut part.o, ldo);
         }
         part
     }
