@@ -43,7 +43,7 @@ impl KvCache {
     }
 
     /// Writes all sequences to a `.safetensors` file: for each layer `layer.N.pages` [pages, words] (u32), `layer.N.exact` [sequences, bytes],
-    /// `layer.N.lengths` [sequences] and `layer.N.tables` (rows of the pages each sequence holds, one sequence after the other). Projections are not in
+    /// `layer.N.lengths` (one a sequence) and `layer.N.tables` (rows of the pages each sequence holds, one sequence after the other). Projections are not in
     /// it. Waits for a GPU.
     ///
     /// # Errors
