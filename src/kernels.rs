@@ -39,6 +39,7 @@ pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
         attention::variants(),
         bessel::variants(),
         column_sums::variants(),
+        hamming::variants(),
         interacting_layer::variants(),
         limits::variants(),
         matmul::variants(),

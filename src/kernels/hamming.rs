@@ -1,13 +1,15 @@
 //! Hamming distances of binary codes: all pairs, the nearest, those within a radius.
 
 pub(crate) mod cpu;
-pub(crate) mod gpu;
+mod gpu;
 
 use ndarray::Ix2;
 
 use crate::hamming::{Codes, Neighbours, Ranges};
 use crate::tensor::{Storage, Tensor};
 use crate::{Device, Result};
+
+pub(crate) use gpu::variants;
 
 /// Codes laid out for search, on a device.
 pub(crate) enum Store {
