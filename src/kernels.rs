@@ -13,6 +13,7 @@ pub(crate) mod matmul;
 mod mixture_posterior;
 pub(crate) mod normalize_rows;
 pub(crate) mod pack_latents;
+pub(crate) mod sign_pack;
 pub(crate) mod strips;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use column_sums::column_sums;
 pub use matmul::{MatmulElement, matmul};
 pub use mixture_posterior::{Posterior, PosteriorSummary, mixture_posterior, mixture_summary};
 pub use normalize_rows::normalize_rows;
+pub use sign_pack::{SignRule, sign_pack};
 
 pub use crate::gpu::{Needs, Variant};
 
