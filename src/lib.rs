@@ -22,6 +22,7 @@ mod device;
 mod error;
 mod gpu;
 pub mod kernels;
+pub mod knn;
 pub mod kv;
 mod tensor;
 pub mod vmf;
