@@ -4,6 +4,7 @@ pub(crate) mod activation_unit;
 pub(crate) mod attention;
 pub(crate) mod bessel;
 pub(crate) mod column_sums;
+pub(crate) mod hamming;
 pub(crate) mod interacting_layer;
 mod lanes;
 pub(crate) mod latent_attention;
@@ -24,6 +25,7 @@ pub use bessel::{
 
 use crate::gpu::{Check, Constant, Kernel};
 pub use column_sums::column_sums;
+pub use hamming::hamming;
 pub use matmul::{MatmulElement, matmul};
 pub use mixture_posterior::{Posterior, PosteriorSummary, mixture_posterior, mixture_summary};
 pub use normalize_rows::normalize_rows;

@@ -21,6 +21,7 @@ pub mod attention;
 mod device;
 mod error;
 mod gpu;
+pub mod hamming;
 pub mod kernels;
 pub mod knn;
 pub mod kv;
