@@ -14,6 +14,7 @@ pub(crate) mod matmul;
 mod mixture_posterior;
 pub(crate) mod normalize_rows;
 pub(crate) mod pack_latents;
+pub(crate) mod sign_pack;
 pub(crate) mod strips;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub use hamming::hamming;
 pub use matmul::{MatmulElement, matmul};
 pub use mixture_posterior::{Posterior, PosteriorSummary, mixture_posterior, mixture_summary};
 pub use normalize_rows::normalize_rows;
+pub use sign_pack::{SignRule, sign_pack};
 
 pub use crate::gpu::{Needs, Variant};
 

@@ -9,6 +9,8 @@ mod bessel;
 mod common;
 #[path = "kernels/ctr.rs"]
 mod ctr;
+#[path = "kernels/knn.rs"]
+mod knn;
 #[path = "kernels/limits.rs"]
 mod limits;
 #[path = "kernels/matrix.rs"]
@@ -56,6 +58,7 @@ fn main() {
         attention_backward::cases(),
         bessel::cases(),
         ctr::cases(),
+        knn::cases(),
         limits::cases(),
         matrix::cases(),
     ]
