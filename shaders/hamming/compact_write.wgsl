@@ -14,7 +14,7 @@ fn finish(query: u32, at: u32, row: u32, begin: u32, limit: u32, ties: u32, befo
         if is_below || (distance == limit && tied < ties) {
             let place = out + below + min(tied, ties);
             if place < params.room {
-                out_keys[place] = distance | (query << 14u) * params.tag;
+                out_keys[place] = distance | ((query << 14u) * params.tag);
                 out_ids[place] = params.first + begin + i;
             }
         }

@@ -1,14 +1,16 @@
 // keys[q, c] = how far code c is from query q. MEASURE 0, Hamming: popcount(query ^ code), two u16 a word, 0xffff where the mask hides the code.
-// MEASURE 1, Jaccard: floor(2^30 (1 - |q & c| / |q | c|)), 0 for two empty codes, one u32 each, 0xffffffff where hidden. Distinct ratios of at
-// most 8192 bits differ by more than 2^-27, so these integers order them exactly.
+// MEASURE 1, Jaccard: floor(2^28 (1 - |q & c| / |q | c|)), 0 for two empty codes, one u32 each, 0xffffffff where hidden. Distinct ratios of at
+// most 8192 bits differ by 2^-26 and more, so these integers order them exactly.
+// MEASURE 2, queries of int4: four codes a query, its signs and, for each bit of the magnitudes, the signs with those turned over that have it;
+// with s and s_p the Hamming distances to them, (7 s - s_0 - 2 s_1 - 4 s_2 + total) / 2, the magnitudes whose sign differs. u16 as in 0.
 // One workgroup of 256 a tile of 16 queries x 256 codes, 8 words deep, in 8.5 KiB; an invocation keeps 4 queries x 4 codes in registers.
 // The base is read queries/16 times; queries * codes * words xor-and-popcounts (twice for Jaccard).
 
 struct Params {
-    queries: u32,
+    queries: u32,      // rows of words: four a query of int4
     codes: u32,
     words: u32,        // of a code
-    groups_x: u32,
+    totals_offset: u32,
     query_offset: u32, // words into the bound window
     code_offset: u32,
     tile_stride: u32,  // words between groups of 64 codes
@@ -27,7 +29,8 @@ struct Params {
 @group(0) @binding(1) var<storage, read> queries: array<u32>;     // (queries, words)
 @group(0) @binding(2) var<storage, read> codes: array<u32>;       // (codes, words), or groups of 64 of them word by word
 @group(0) @binding(3) var<storage, read> mask: array<u32>;        // bits, or anything if not masked
-@group(0) @binding(4) var<storage, read_write> out: array<u32>;
+@group(0) @binding(4) var<storage, read> totals: array<u32>;      // (queries) of int4: sums of magnitudes; else anything
+@group(0) @binding(5) var<storage, read_write> out: array<u32>;
 
 const DEPTH: u32 = 8u;
 
@@ -62,10 +65,10 @@ fn jaccard(shared_bits: u32, all_bits: u32) -> u32 {
     if all_bits == 0u {
         return 0u;
     }
-    // A long division in two steps: 18 bits, then 12.
-    let apart = (all_bits - shared_bits) << 18u;
+    // A long division in two steps of 14 bits, each below 2^27.
+    let apart = (all_bits - shared_bits) << 14u;
     let high = apart / all_bits;
-    return (high << 12u) | (((apart - high * all_bits) << 12u) / all_bits);
+    return (high << 14u) + ((apart - high * all_bits) << 14u) / all_bits;
 }
 
 @compute @workgroup_size(256)
@@ -101,7 +104,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let a = tile_codes[along * 128u + x];
             let b = tile_codes[along * 128u + 64u + x];
             let q = tile_queries[along * 4u + y];
-            if MEASURE == 0u {
+            if MEASURE != 1u {
                 near[0] += countOneBits(vec2(q.x) ^ a);
                 near[1] += countOneBits(vec2(q.y) ^ a);
                 near[2] += countOneBits(vec2(q.z) ^ a);
@@ -121,6 +124,26 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
         workgroupBarrier();
+    }
+    if MEASURE == 2u {
+        // The four rows of an invocation are one query.
+        let query = query0 / 4u + y;
+        if query >= params.queries / 4u {
+            return;
+        }
+        let total = totals[params.totals_offset + query];
+        let row = params.out_offset + query * params.out_stride;
+        for (var half = 0u; half < 2u; half++) {
+            let code = code0 + half * 128u + x * 2u;
+            if code < params.codes {
+                let signs = select(near[0], far[0], half == 1u) * 7u;
+                let planes = select(near[1] + 2u * near[2] + 4u * near[3], far[1] + 2u * far[2] + 4u * far[3], vec2(half == 1u));
+                let sums = (signs + total - planes) / 2u;
+                let pair = select(sums, vec2(0xffffu), vec2(hidden(code), hidden(code + 1u)));
+                out[row + code / 2u] = pair.x | (pair.y << 16u);
+            }
+        }
+        return;
     }
     for (var i = 0u; i < 4u; i++) {
         let query = query0 + y * 4u + i;

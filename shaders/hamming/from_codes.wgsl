@@ -9,10 +9,10 @@ fn key_at(query: u32, at: u32) -> u32 {
         return 0xffffffffu;
     }
     let code = params.code_offset + (at / 64u) * params.tile_stride + (at % 64u) * params.code_stride;
-    let from = params.in_offset + query * params.in_stride;
+    let row = params.in_offset + query * params.in_stride;
     var sum = 0u;
     for (var word = 0u; word < params.words; word++) {
-        sum += countOneBits(queries[from + word] ^ codes[code + word * params.word_stride]);
+        sum += countOneBits(queries[row + word] ^ codes[code + word * params.word_stride]);
     }
     return sum;
 }

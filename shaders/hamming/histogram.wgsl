@@ -1,5 +1,5 @@
-// counts[q, d] += how many codes of a window are at distance d from query q; with LABELS also relevant[q, d], those that share a label with it:
-// equal labels, or, as sets of bits, labels with a bit in common. One workgroup a query and 8192 codes; bins in workgroup memory where they fit.
+// counts[q, d] += how many codes of a window are at distance d from query q; with LABELS also relevant[q, d], those with its label.
+// One workgroup a query and 8192 codes; bins in workgroup memory where they fit.
 
 struct Params {
     codes: u32,
@@ -10,10 +10,6 @@ struct Params {
     relevant_offset: u32,
     labels_offset: u32,       // of the first code
     query_labels_offset: u32, // of the first query
-    sets: u32,       // words of a label that is a set of bits; 0: labels are numbers
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

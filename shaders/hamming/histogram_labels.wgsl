@@ -1,20 +1,11 @@
 // The labels of a histogram, and whether a code is relevant to a query.
 
 @group(0) @binding(3) var<storage, read_write> relevant: array<atomic<u32>>; // (queries, bins)
-@group(0) @binding(4) var<storage, read> labels: array<u32>;                 // (codes), or (codes, sets)
-@group(0) @binding(5) var<storage, read> query_labels: array<u32>;           // (queries), or (queries, sets)
+@group(0) @binding(4) var<storage, read> labels: array<u32>;                 // (codes)
+@group(0) @binding(5) var<storage, read> query_labels: array<u32>;           // (queries)
 
 fn is_relevant(query: u32, code: u32) -> bool {
-    if params.sets == 0u {
-        return labels[params.labels_offset + code] == query_labels[params.query_labels_offset + query];
-    }
-    for (var word = 0u; word < params.sets; word++) {
-        let code_set = labels[params.labels_offset + code * params.sets + word];
-        if (code_set & query_labels[params.query_labels_offset + query * params.sets + word]) != 0u {
-            return true;
-        }
-    }
-    return false;
+    return labels[params.labels_offset + code] == query_labels[params.query_labels_offset + query];
 }
 
 fn add_relevant(at: u32, count: u32) {

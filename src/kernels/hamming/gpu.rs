@@ -3,14 +3,17 @@
 mod base;
 mod compact;
 mod distances;
+mod histograms;
 mod nearest;
 mod select;
+mod values;
 mod within;
 
 use ndarray::Ix2;
 
 pub(crate) use base::Store;
-pub(crate) use nearest::nearest;
+pub(crate) use histograms::histograms;
+pub(crate) use nearest::{nearest, nearest_int4, nearest_jaccard};
 pub(crate) use within::within;
 
 use crate::gpu::{Constant, Gpu, Kernel, View};
@@ -24,7 +27,7 @@ const PLACE: &str = "hamming";
 pub(super) const NONE: u32 = u32::MAX;
 
 pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {
-    [base::variants(), compact::variants(), distances::variants(), select::variants()].into_iter().flatten().collect()
+    [base::variants(), compact::variants(), distances::variants(), select::variants(), values::variants()].into_iter().flatten().collect()
 }
 
 /// Distances of all pairs, two u16 a word as they lie in memory.
@@ -35,7 +38,7 @@ pub(crate) fn pairwise(gpu: &Gpu, a: &Codes, b: &Codes) -> Result<Tensor<u16, Ix
     let (rows, columns, words) = (a.len(), b.len(), a.words().shape()[1]);
     let out = gpu.allocate(PLACE, (rows * columns * 2) as u64)?;
     let base = base::Base::rows(codes, columns, words);
-    let queries = distances::Queries { buffer: queries, words };
+    let queries = distances::Queries { buffer: queries, words, totals: None };
     let even = columns.is_multiple_of(2);
     let stride = columns.div_ceil(2);
     // Rows of an odd number of distances begin inside words: they are written apart first, and a whole number of words at a time (two rows) closed up.

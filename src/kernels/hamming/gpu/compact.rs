@@ -15,10 +15,6 @@ params! {
         relevant_offset: u32,
         labels_offset: u32,
         query_labels_offset: u32,
-        sets: u32,
-        pad0: u32,
-        pad1: u32,
-        pad2: u32,
     }
 }
 
@@ -128,11 +124,10 @@ pub(super) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
     ]
 }
 
-/// Labels of a window of codes and of a block of queries: where they are, and words a label where it is a set of bits (0: a number).
+/// Labels of a window of codes and of a block of queries, and words into the views.
 pub(super) struct Labels<'a> {
     pub(super) codes: (View<'a>, usize),
     pub(super) queries: (View<'a>, usize),
-    pub(super) sets: usize,
 }
 
 /// How many codes each query of a block has at each distance.
@@ -177,10 +172,6 @@ impl<'a> Histogram<'a> {
             relevant_offset: 0,
             labels_offset: labels.map_or(0, |(labels, _)| labels.codes.1) as u32,
             query_labels_offset: labels.map_or(0, |(labels, _)| labels.queries.1) as u32,
-            sets: labels.map_or(0, |(labels, _)| labels.sets) as u32,
-            pad0: 0,
-            pad1: 0,
-            pad2: 0,
         };
         let grid = [codes.div_ceil(8192) as u32, self.queries as u32, 1];
         let mut bindings = vec![distances.view(), self.counts.view()];

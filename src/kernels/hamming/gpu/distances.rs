@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use super::PLACE;
 use super::base::Window;
+use super::select::Keys;
 use crate::Result;
 use crate::gpu::{Buffer, Constant, Gpu, Kernel, Needs, Params, View, params, shader};
+use crate::kernels::hamming::INT4;
 
 params! {
     /// As in `shaders/hamming/distances.wgsl`.
@@ -13,7 +15,7 @@ params! {
         queries: u32,
         codes: u32,
         words: u32,
-        groups_x: u32,
+        totals_offset: u32,
         query_offset: u32,
         code_offset: u32,
         tile_stride: u32,
@@ -63,6 +65,7 @@ pub(super) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
     vec![
         (&DISTANCES, Measure::Hamming.constants().to_vec()),
         (&DISTANCES, Measure::Jaccard.constants().to_vec()),
+        (&DISTANCES, Measure::Int4.constants().to_vec()),
         (&PACK_PAIRS, Vec::new()),
     ]
 }
@@ -72,26 +75,48 @@ pub(super) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
 pub(super) enum Measure {
     /// The number of bits that differ, u16.
     Hamming,
-    /// floor(2^30 (1 - |a & b| / |a | b|)), u32.
+    /// [`jaccard_key`](crate::kernels::hamming::jaccard_key), u32.
     Jaccard,
+    /// The sum of the magnitudes of a query of int4 whose signs differ, u16.
+    Int4,
 }
 
 impl Measure {
     fn constants(self) -> [(&'static str, Constant); 1] {
-        [("MEASURE", Constant::U32((self == Self::Jaccard).into()))]
+        [("MEASURE", Constant::U32(self as u32))]
     }
 
     /// Bytes of a key.
     pub(super) fn bytes(self) -> usize {
-        if self == Self::Hamming { 2 } else { 4 }
+        if self == Self::Jaccard { 4 } else { 2 }
+    }
+
+    /// Codes of a query.
+    pub(super) fn planes(self) -> usize {
+        if self == Self::Int4 { INT4 } else { 1 }
+    }
+
+    pub(super) fn keys(self) -> Keys {
+        if self == Self::Jaccard { Keys::Wide } else { Keys::Narrow }
+    }
+
+    /// The largest key between codes of `bits`.
+    pub(super) fn largest(self, bits: usize) -> usize {
+        match self {
+            Self::Hamming => bits,
+            Self::Jaccard => 1 << 28,
+            Self::Int4 => 7 * bits,
+        }
     }
 }
 
-/// Codes that are looked for, (n, words).
+/// Codes that are looked for, (n, words), or four times as many.
 #[derive(Clone, Copy)]
 pub(super) struct Queries<'a> {
     pub(super) buffer: &'a Buffer,
     pub(super) words: usize,
+    /// Sums of magnitudes of queries of int4.
+    pub(super) totals: Option<&'a Buffer>,
 }
 
 impl<'a> Queries<'a> {
@@ -133,14 +158,24 @@ pub(super) fn record(
     mask: Option<(&Buffer, usize)>,
     out: &Rows<'_>,
 ) -> Result<()> {
-    let (view, query_offset) = queries.window(gpu, &block);
+    let planes = measure.planes();
+    let rows = block.start * planes..block.end * planes;
+    let (view, query_offset) = queries.window(gpu, &rows);
+    let (totals, totals_offset) = match queries.totals {
+        None => (view, 0),
+        Some(totals) => {
+            let (first, bytes) = ((block.start * 4) as u64, (block.len() * 4) as u64);
+            let (view, shift) = View::window(totals, first, bytes, gpu.binding_alignment());
+            (view, shift as u32 / 4)
+        }
+    };
     let (mask_view, mask_offset) =
         mask_window(gpu, mask.map(|(mask, _)| mask), mask.map_or(0, |(_, first)| first), window.len, view);
     let params = DistancesParams {
-        queries: block.len() as u32,
+        queries: rows.len() as u32,
         codes: window.len as u32,
         words: window.words as u32,
-        groups_x: 0,
+        totals_offset,
         query_offset,
         code_offset: window.offset as u32,
         tile_stride: window.strides[0] as u32,
@@ -154,8 +189,8 @@ pub(super) fn record(
         pad1: 0,
         pad2: 0,
     };
-    let grid = [window.len.div_ceil(256) as u32, block.len().div_ceil(16) as u32, 1];
-    gpu.run(&DISTANCES, &measure.constants(), &params, &[view, window.view, mask_view, out.view], grid)
+    let grid = [window.len.div_ceil(256) as u32, rows.len().div_ceil(16) as u32, 1];
+    gpu.run(&DISTANCES, &measure.constants(), &params, &[view, window.view, mask_view, totals, out.view], grid)
 }
 
 /// Records closing up `elements` u16 of rows that begin at whole words; `out` and bytes into it, a multiple of 4.

@@ -6,11 +6,12 @@ use super::base::{Base, Store, chunk};
 use super::compact::{Compaction, Histogram};
 use super::distances::{self, Measure, Queries, Rows};
 use super::select::{Entries, Keys, MAX_LIST, Slot, Source, fill, merge_runs};
-use super::{PLACE, too_large};
+use super::{PLACE, too_large, values};
 use crate::Result;
 use crate::gpu::{Buffer, Gpu, View};
 use crate::hamming::{Codes, Neighbours};
-use crate::tensor::{Storage, Tensor};
+use crate::kernels::hamming::Int4Queries;
+use crate::tensor::{Element, Storage, Tensor};
 
 /// Bytes of the keys that are held at a time: a tile of queries x base stays within a large cache.
 const SCRATCH: usize = 32 << 20;
@@ -79,16 +80,16 @@ impl<'a> Search<'a> {
         k: usize,
         mask: Option<&'a Buffer>,
     ) -> Result<Self> {
-        let keys = if measure == Measure::Hamming { Keys::Narrow } else { Keys::Wide };
+        let keys = measure.keys();
         let fused = count <= FEW && measure == Measure::Hamming && k <= MAX_LIST;
         let key_bytes = if fused { 0 } else { measure.bytes() };
-        let codes = chunk(gpu, queries.words, key_bytes)?.min(len.next_multiple_of(64).max(64));
-        let held = match (k > MAX_LIST, keys) {
+        let codes = chunk(gpu, queries.words * measure.planes(), key_bytes)?.min(len.next_multiple_of(64).max(64));
+        let held = match (k > MAX_LIST, measure) {
             (false, _) => codes.div_ceil(keys.tile()) * k,
-            (true, Keys::Narrow) => Entries::sorted_room(keys, k).max(bits + 1),
-            (true, Keys::Wide) => Entries::sorted_room(keys, codes),
+            (true, Measure::Hamming) => Entries::sorted_room(keys, k).max(bits + 1),
+            (true, _) => Entries::sorted_room(keys, codes),
         };
-        let plan = Plan::new(gpu, queries.words, len, key_bytes, count, held.max(2 * k) * 4)?;
+        let plan = Plan::new(gpu, queries.words * measure.planes(), len, key_bytes, count, held.max(2 * k) * 4)?;
         Ok(Self { gpu, queries, count, measure, bits, k, mask, fused, plan, blocks: Vec::new() })
     }
 
@@ -117,10 +118,8 @@ impl<'a> Search<'a> {
     }
 
     fn entries<'b>(&'b self, queries: usize, limits: Option<&'b Buffer>) -> Entries<'b> {
-        let keys = if self.measure == Measure::Hamming { Keys::Narrow } else { Keys::Wide };
-        // The number of bits that differ is at most `bits`.
-        let key_bits = usize::BITS - self.bits.leading_zeros();
-        Entries { gpu: self.gpu, queries, keys, key_bits, limits }
+        let key_bits = usize::BITS - self.measure.largest(self.bits).leading_zeros();
+        Entries { gpu: self.gpu, queries, keys: self.measure.keys(), key_bits, limits }
     }
 
     /// Where the nearest of a window go.
@@ -164,9 +163,9 @@ impl<'a> Search<'a> {
                 Source::Codes { queries: self.queries, first_query: block.first, window: &window, mask }
             } else {
                 self.keys(block, &window, first, &Rows { view: scratch.view(), offset: 0, stride })?;
-                match self.measure {
-                    Measure::Hamming => Source::Distances { rows: scratch.view(), stride },
-                    Measure::Jaccard => Source::Keys { rows: scratch.view(), stride },
+                match self.measure.keys() {
+                    Keys::Narrow => Source::Distances { rows: scratch.view(), stride },
+                    Keys::Wide => Source::Keys { rows: scratch.view(), stride },
                 }
             };
             let limits = (self.k <= MAX_LIST).then_some(&block.limits);
@@ -237,23 +236,82 @@ impl<'a> Search<'a> {
     }
 }
 
-/// As the CPU's: the k nearest of each query by (distance, lowest id).
-pub(crate) fn nearest(store: &Store, queries: &Codes, k: usize, allowed: Option<&[u32]>) -> Result<Neighbours<u32>> {
-    let Storage::Gpu(gpu, buffer) = queries.words().storage() else { unreachable!("only called for a GPU") };
+/// Keys (as u32) and ids, (queries, k).
+fn search(
+    store: &Store,
+    queries: Queries<'_>,
+    count: usize,
+    measure: Measure,
+    k: usize,
+    allowed: Option<&[u32]>,
+) -> Result<(Buffer, Buffer)> {
+    let gpu = &store.gpu;
     let mask = allowed.map(|words| gpu.upload(PLACE, bytemuck::cast_slice(words))).transpose()?;
-    let wanted = Queries { buffer, words: store.words };
-    let count = queries.len();
-    let mut search = Search::new(gpu, wanted, count, Measure::Hamming, store.bits, store.len(), k, mask.as_ref())?;
+    let mut search = Search::new(gpu, queries, count, measure, store.bits, store.len(), k, mask.as_ref())?;
     if k > 0 && count > 0 {
         for (first, base) in store.bases() {
             search.push(base, first)?;
         }
     }
-    let (distances, ids) = search.finish()?;
+    search.finish()
+}
+
+/// The result, its ids and distances as they are in two buffers.
+fn neighbours<T: Element>(
+    store: &Store,
+    queries: &Codes,
+    shape: (usize, usize),
+    (distances, ids): (Buffer, Buffer),
+) -> Neighbours<T> {
     let checks = crate::kernels::inherit(&[&store.checks, queries.words().checks()]);
-    Ok(Neighbours {
-        ids: Tensor::on_gpu(gpu, ids, Ix2(count, k), checks.clone()),
-        distances: Tensor::on_gpu(gpu, distances, Ix2(count, k), checks),
+    let dim = Ix2(shape.0, shape.1);
+    Neighbours {
+        ids: Tensor::on_gpu(&store.gpu, ids, dim, checks.clone()),
+        distances: Tensor::on_gpu(&store.gpu, distances, dim, checks),
         first_id: 0,
-    })
+    }
+}
+
+/// The words of codes on a GPU.
+fn words(codes: &Codes) -> &Buffer {
+    match codes.words().storage() {
+        Storage::Gpu(_, buffer) => buffer,
+        Storage::Host(_) => unreachable!("only called for a GPU"),
+    }
+}
+
+/// As the CPU's: the k nearest of each query by (distance, lowest id).
+pub(crate) fn nearest(store: &Store, queries: &Codes, k: usize, allowed: Option<&[u32]>) -> Result<Neighbours<u32>> {
+    let (wanted, count) = (Queries { buffer: words(queries), words: store.words, totals: None }, queries.len());
+    let found = search(store, wanted, count, Measure::Hamming, k, allowed)?;
+    Ok(neighbours(store, queries, (count, k), found))
+}
+
+/// As the CPU's: the k nearest by Jaccard distance.
+pub(crate) fn nearest_jaccard(
+    store: &Store,
+    queries: &Codes,
+    k: usize,
+    allowed: Option<&[u32]>,
+) -> Result<Neighbours<f32>> {
+    let (wanted, count) = (Queries { buffer: words(queries), words: store.words, totals: None }, queries.len());
+    let found = search(store, wanted, count, Measure::Jaccard, k, allowed)?;
+    values::record(&store.gpu, &found.0, (count, k), None)?;
+    Ok(neighbours(store, queries, (count, k), found))
+}
+
+/// As the CPU's: the k nearest by the magnitudes whose signs differ.
+pub(crate) fn nearest_int4(
+    store: &Store,
+    queries: &Int4Queries,
+    k: usize,
+    allowed: Option<&[u32]>,
+) -> Result<Neighbours<f32>> {
+    let upload = |bytes| store.gpu.upload(PLACE, bytes);
+    let (totals, scales) = (upload(bytemuck::cast_slice(&queries.totals))?, upload(bytemuck::cast_slice(&queries.scales))?);
+    let wanted = Queries { buffer: words(&queries.planes), words: store.words, totals: Some(&totals) };
+    let count = queries.totals.len();
+    let found = search(store, wanted, count, Measure::Int4, k, allowed)?;
+    values::record(&store.gpu, &found.0, (count, k), Some(&scales))?;
+    Ok(neighbours(store, &queries.planes, (count, k), found))
 }

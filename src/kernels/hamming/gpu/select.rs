@@ -204,15 +204,9 @@ impl Entries<'_> {
             pad0: 0,
         };
         debug_assert_eq!(out.offset, out.ids_offset);
-        let spare;
-        let limits = match self.limits {
-            Some(limits) => limits,
-            None => {
-                spare = self.gpu.allocate(PLACE, 4)?;
-                &spare
-            }
-        };
-        let mut bindings = vec![limits.view(), out.keys, out.ids];
+        // Something to bind where there are no limits.
+        let spare = self.gpu.allocate(PLACE, 4)?;
+        let mut bindings = vec![self.limits.unwrap_or(&spare).view(), out.keys, out.ids];
         let kernel = match source {
             Source::Codes { queries, first_query, window, mask } => {
                 let (view, offset) = queries.window(self.gpu, &(first_query..first_query + self.queries));

@@ -46,7 +46,7 @@ pub(crate) async fn within_async(store: &Store, queries: &Codes, radius: u32, al
     let limits: Vec<u32> = (0..plan.block).flat_map(|_| [radius + 1, 0]).collect();
     let limits = gpu.upload(PLACE, bytemuck::cast_slice(&limits))?;
     let scratch = gpu.allocate(PLACE, (plan.block * plan.chunk * 2) as u64)?;
-    let queries = Queries { buffer, words: store.words };
+    let queries = Queries { buffer, words: store.words, totals: None };
     let balls = Balls { store, queries, radius, mask, plan, limits, scratch };
 
     let totals = gpu.allocate(PLACE, (count * 8) as u64)?;
