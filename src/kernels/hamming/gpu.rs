@@ -13,7 +13,7 @@ use ndarray::Ix2;
 
 pub(crate) use base::Store;
 pub(crate) use histograms::histograms;
-pub(crate) use nearest::{nearest, nearest_int4, nearest_jaccard};
+pub(crate) use nearest::nearest;
 pub(crate) use within::within;
 
 use crate::gpu::{Constant, Gpu, Kernel, View};

@@ -7,7 +7,9 @@ use super::base::Window;
 use super::select::Keys;
 use crate::Result;
 use crate::gpu::{Buffer, Constant, Gpu, Kernel, Needs, Params, View, params, shader};
-use crate::kernels::hamming::INT4;
+
+/// Codes of a query of int4.
+const INT4: usize = 4;
 
 params! {
     /// As in `shaders/hamming/distances.wgsl`.

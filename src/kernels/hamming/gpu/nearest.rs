@@ -6,11 +6,10 @@ use super::base::{Base, Store, chunk};
 use super::compact::{Compaction, Histogram};
 use super::distances::{self, Measure, Queries, Rows};
 use super::select::{Entries, Keys, MAX_LIST, Slot, Source, fill, merge_runs};
-use super::{PLACE, too_large, values};
+use super::{PLACE, too_large};
 use crate::Result;
 use crate::gpu::{Buffer, Gpu, View};
 use crate::hamming::{Codes, Neighbours};
-use crate::kernels::hamming::Int4Queries;
 use crate::tensor::{Element, Storage, Tensor};
 
 /// Bytes of the keys that are held at a time: a tile of queries x base stays within a large cache.
@@ -237,7 +236,7 @@ impl<'a> Search<'a> {
 }
 
 /// Keys (as u32) and ids, (queries, k).
-fn search(
+pub(super) fn search(
     store: &Store,
     queries: Queries<'_>,
     count: usize,
@@ -257,7 +256,7 @@ fn search(
 }
 
 /// The result, its ids and distances as they are in two buffers.
-fn neighbours<T: Element>(
+pub(super) fn neighbours<T: Element>(
     store: &Store,
     queries: &Codes,
     shape: (usize, usize),
@@ -273,7 +272,7 @@ fn neighbours<T: Element>(
 }
 
 /// The words of codes on a GPU.
-fn words(codes: &Codes) -> &Buffer {
+pub(super) fn words(codes: &Codes) -> &Buffer {
     match codes.words().storage() {
         Storage::Gpu(_, buffer) => buffer,
         Storage::Host(_) => unreachable!("only called for a GPU"),
@@ -285,33 +284,4 @@ pub(crate) fn nearest(store: &Store, queries: &Codes, k: usize, allowed: Option<
     let (wanted, count) = (Queries { buffer: words(queries), words: store.words, totals: None }, queries.len());
     let found = search(store, wanted, count, Measure::Hamming, k, allowed)?;
     Ok(neighbours(store, queries, (count, k), found))
-}
-
-/// As the CPU's: the k nearest by Jaccard distance.
-pub(crate) fn nearest_jaccard(
-    store: &Store,
-    queries: &Codes,
-    k: usize,
-    allowed: Option<&[u32]>,
-) -> Result<Neighbours<f32>> {
-    let (wanted, count) = (Queries { buffer: words(queries), words: store.words, totals: None }, queries.len());
-    let found = search(store, wanted, count, Measure::Jaccard, k, allowed)?;
-    values::record(&store.gpu, &found.0, (count, k), None)?;
-    Ok(neighbours(store, queries, (count, k), found))
-}
-
-/// As the CPU's: the k nearest by the magnitudes whose signs differ.
-pub(crate) fn nearest_int4(
-    store: &Store,
-    queries: &Int4Queries,
-    k: usize,
-    allowed: Option<&[u32]>,
-) -> Result<Neighbours<f32>> {
-    let upload = |bytes| store.gpu.upload(PLACE, bytes);
-    let (totals, scales) = (upload(bytemuck::cast_slice(&queries.totals))?, upload(bytemuck::cast_slice(&queries.scales))?);
-    let wanted = Queries { buffer: words(&queries.planes), words: store.words, totals: Some(&totals) };
-    let count = queries.totals.len();
-    let found = search(store, wanted, count, Measure::Int4, k, allowed)?;
-    values::record(&store.gpu, &found.0, (count, k), Some(&scales))?;
-    Ok(neighbours(store, &queries.planes, (count, k), found))
 }
