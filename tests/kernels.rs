@@ -11,6 +11,8 @@ mod common;
 mod ctr;
 #[path = "kernels/knn.rs"]
 mod knn;
+#[path = "kernels/hamming.rs"]
+mod hamming;
 #[path = "kernels/limits.rs"]
 mod limits;
 #[path = "kernels/matrix.rs"]
@@ -58,6 +60,7 @@ fn main() {
         attention_backward::cases(),
         bessel::cases(),
         ctr::cases(),
+        hamming::cases(),
         knn::cases(),
         limits::cases(),
         matrix::cases(),
