@@ -1,6 +1,6 @@
 //! Hamming distances on a GPU.
 
-use ndarray::Ix2;
+use ndarray::{Array2, Ix2};
 
 use crate::gpu::Gpu;
 use crate::hamming::{Codes, Neighbours, Ranges};
@@ -23,6 +23,10 @@ impl Store {
     }
 
     pub(crate) fn append(&mut self, _codes: &Codes) -> Result<()> {
+        unsupported(&self.gpu)
+    }
+
+    pub(crate) fn codes(&self, _first: usize, _end: usize) -> Result<Array2<u32>> {
         unsupported(&self.gpu)
     }
 
@@ -55,6 +59,15 @@ pub(crate) fn nearest_jaccard(
 pub(crate) fn nearest_int4(
     store: &Store,
     _queries: &Int4Queries,
+    _k: usize,
+    _allowed: Option<&[u32]>,
+) -> Result<Neighbours<f32>> {
+    unsupported(&store.gpu)
+}
+
+pub(crate) fn nearest_float(
+    store: &Store,
+    _queries: &Tensor<f32, Ix2>,
     _k: usize,
     _allowed: Option<&[u32]>,
 ) -> Result<Neighbours<f32>> {
