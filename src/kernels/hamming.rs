@@ -3,7 +3,11 @@
 pub(crate) mod cpu;
 mod gpu;
 
+<<<<<<< HEAD
 use ndarray::{Array2, Ix1, Ix2, s};
+=======
+use ndarray::{Array2, Ix2};
+>>>>>>> hamcpu
 
 use crate::hamming::{Codes, Neighbours, Ranges};
 use crate::tensor::{Storage, Tensor};
@@ -32,6 +36,14 @@ impl Store {
             (Self::Host(tiles), Storage::Host(words)) => tiles.append(&words),
             (Self::Gpu(store), Storage::Gpu(..)) => store.append(codes),
             _ => unreachable!("both are on one device"),
+        }
+    }
+
+    /// The words of codes `first..end`, [n, ceil(bits / 32)]. Waits.
+    pub(crate) fn codes(&self, first: usize, end: usize) -> Result<Array2<u32>> {
+        match self {
+            Self::Host(tiles) => Ok(tiles.codes(first, end)),
+            Self::Gpu(store) => store.codes(first, end),
         }
     }
 
@@ -130,18 +142,16 @@ pub(crate) fn nearest_jaccard(
     }
 }
 
-/// Jaccard distance as an integer that orders as it does: floor(2^28 (union - intersection) / union), of the numbers of bits set in either code and
+/// Jaccard distance as an integer that orders as it does: floor(2^30 (union - intersection) / union), of the numbers of bits set in either code and
 /// of those that differ. Two of these fractions with unions up to 2^13 are 2^-26 apart at least, so none that differ have the same key.
-///
-/// Where there are no 64-bit integers: two steps of 14 bits, each of a division below 2^27.
 pub(crate) fn jaccard_key(a: u32, b: u32, differ: u32) -> u32 {
     let union = (a + b + differ) / 2;
-    if union == 0 { 0 } else { ((u64::from(differ) << 28) / u64::from(union)) as u32 }
+    if union == 0 { 0 } else { ((u64::from(differ) << 30) / u64::from(union)) as u32 }
 }
 
 /// The distance of a key, rounded to f32.
 pub(crate) fn jaccard_value(key: u32) -> f32 {
-    key as f32 / (1u32 << 28) as f32
+    key as f32 / (1u32 << 30) as f32
 }
 
 /// Codes of an int4 query.
@@ -169,6 +179,22 @@ pub(crate) fn nearest_int4(
     match (store, queries.planes.words().storage()) {
         (Store::Host(tiles), Storage::Host(_)) => cpu::nearest_int4(tiles, queries, k, allowed),
         (Store::Gpu(store), Storage::Gpu(..)) => gpu::nearest_int4(store, queries, k, allowed),
+        _ => unreachable!("both are on one device"),
+    }
+}
+
+/// The k nearest by (sum of |q_j| over the components whose sign differs from the code's bit j, lowest id), the sum in f32, by bytes of the code in order.
+///
+/// * `queries`: [queries, bits], finite; a bit is 1 for >= 0
+pub(crate) fn nearest_float(
+    store: &Store,
+    queries: &Tensor<f32, Ix2>,
+    k: usize,
+    allowed: Option<&[u32]>,
+) -> Result<Neighbours<f32>> {
+    match (store, queries.storage()) {
+        (Store::Host(tiles), Storage::Host(queries)) => cpu::nearest_float(tiles, &queries, k, allowed),
+        (Store::Gpu(store), Storage::Gpu(..)) => gpu::nearest_float(store, queries, k, allowed),
         _ => unreachable!("both are on one device"),
     }
 }
