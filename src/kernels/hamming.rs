@@ -1,4 +1,4 @@
-//! Hamming distances of binary codes: all pairs, the nearest, those within a radius.
+//! Hamming distances of binary codes: all pairs, the nearest (also by what follows from Hamming distances), those within a radius.
 
 pub(crate) mod cpu;
 pub(crate) mod gpu;
@@ -62,6 +62,63 @@ pub(crate) fn nearest(store: &Store, queries: &Codes, k: usize, allowed: Option<
     match (store, queries.words().storage()) {
         (Store::Host(tiles), Storage::Host(_)) => cpu::nearest(tiles, queries, k, allowed),
         (Store::Gpu(store), Storage::Gpu(..)) => gpu::nearest(store, queries, k, allowed),
+        _ => unreachable!("both are on one device"),
+    }
+}
+
+/// The k nearest by Jaccard distance, 1 - intersection / union of the bits set (0 for two codes without any); else as [`nearest`].
+pub(crate) fn nearest_jaccard(
+    store: &Store,
+    queries: &Codes,
+    k: usize,
+    allowed: Option<&[u32]>,
+) -> Result<Neighbours<f32>> {
+    match (store, queries.words().storage()) {
+        (Store::Host(tiles), Storage::Host(_)) => cpu::nearest_jaccard(tiles, queries, k, allowed),
+        (Store::Gpu(store), Storage::Gpu(..)) => gpu::nearest_jaccard(store, queries, k, allowed),
+        _ => unreachable!("both are on one device"),
+    }
+}
+
+/// Jaccard distance as an integer that orders as it does: floor(2^28 (union - intersection) / union), of the numbers of bits set in either code and
+/// of those that differ. Two of these fractions with unions up to 2^13 are 2^-26 apart at least, so none that differ have the same key.
+///
+/// Where there are no 64-bit integers: two steps of 14 bits, each of a division below 2^27.
+pub(crate) fn jaccard_key(a: u32, b: u32, differ: u32) -> u32 {
+    let union = (a + b + differ) / 2;
+    if union == 0 { 0 } else { ((u64::from(differ) << 28) / u64::from(union)) as u32 }
+}
+
+/// The distance of a key, rounded to f32.
+pub(crate) fn jaccard_value(key: u32) -> f32 {
+    key as f32 / (1u32 << 28) as f32
+}
+
+/// Codes of an int4 query.
+pub(crate) const INT4: usize = 4;
+
+/// Queries of 4 bits a component: a sign, and a magnitude of up to 7.
+pub(crate) struct Int4Queries {
+    /// Four codes a query: signs (1 for >= 0); then for bit 0, 1, 2 of the magnitude, signs with those turned over whose magnitude has it.
+    pub(crate) planes: Codes,
+    /// Sums of magnitudes.
+    pub(crate) totals: Vec<u32>,
+    /// What a magnitude of 1 stands for.
+    pub(crate) scales: Vec<f32>,
+}
+
+/// The k nearest by (sum of magnitudes of components whose sign differs from the code's bit, lowest id); distances are sums times scales.
+///
+/// With s the Hamming distance to the signs, `s_p` that to plane p: the sum is `(7 s - s_0 - 2 s_1 - 4 s_2 + total) / 2`, in integers.
+pub(crate) fn nearest_int4(
+    store: &Store,
+    queries: &Int4Queries,
+    k: usize,
+    allowed: Option<&[u32]>,
+) -> Result<Neighbours<f32>> {
+    match (store, queries.planes.words().storage()) {
+        (Store::Host(tiles), Storage::Host(_)) => cpu::nearest_int4(tiles, queries, k, allowed),
+        (Store::Gpu(store), Storage::Gpu(..)) => gpu::nearest_int4(store, queries, k, allowed),
         _ => unreachable!("both are on one device"),
     }
 }

@@ -4,6 +4,7 @@ use ndarray::Ix2;
 
 use crate::gpu::Gpu;
 use crate::hamming::{Codes, Neighbours, Ranges};
+use crate::kernels::hamming::Int4Queries;
 use crate::{Error, Result, Tensor};
 
 /// Codes in device memory.
@@ -39,5 +40,23 @@ pub(crate) fn nearest(store: &Store, _queries: &Codes, _k: usize, _allowed: Opti
 }
 
 pub(crate) fn within(store: &Store, _queries: &Codes, _radius: u32, _allowed: Option<&[u32]>) -> Result<Ranges> {
+    unsupported(&store.gpu)
+}
+
+pub(crate) fn nearest_jaccard(
+    store: &Store,
+    _queries: &Codes,
+    _k: usize,
+    _allowed: Option<&[u32]>,
+) -> Result<Neighbours<f32>> {
+    unsupported(&store.gpu)
+}
+
+pub(crate) fn nearest_int4(
+    store: &Store,
+    _queries: &Int4Queries,
+    _k: usize,
+    _allowed: Option<&[u32]>,
+) -> Result<Neighbours<f32>> {
     unsupported(&store.gpu)
 }
