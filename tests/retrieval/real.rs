@@ -118,6 +118,11 @@ fn emoji_of_the_cut() {
     }
     let (_, _, cosine) = emoji.cosine();
     assert!(close(cosine[0], 0.61328125, 256.0) && close(cosine[1], 0.890625, 256.0), "{cosine:?}");
+    let itq = emoji.evaluate(&Binarizer::itq(&tensor(&emoji.all), &ItqOptions::new(256).iterations(20)).unwrap());
+    let few = emoji.evaluate(&Binarizer::mean(&tensor(&emoji.all), 256).unwrap());
+    for (itq, few) in itq.tops.iter().zip(&few.tops) {
+        assert!(itq.hits > few.hits, "256 bits, first {}: {} learned, {} of features", itq.n, itq.hits, few.hits);
+    }
     // Of 256 codes, and features of 0.734 where floats have 0.891.
     let half = Binarizer::median(&tensor(&emoji.all), 2048).unwrap();
     assert!(emoji.rescored(&half, 2) < emoji.rescored(&half, 8));
