@@ -11,7 +11,7 @@ mod search;
 use ndarray::{Array1, Array2, ArrayView2};
 
 pub use dimension::local_dimension;
-pub use search::{rescore, search, search_async};
+pub use search::{rescore, rescore_async, search, search_async};
 
 use crate::{Error, Result};
 
@@ -32,7 +32,7 @@ pub enum Metric {
 pub struct Neighbours {
     /// Rows of the base, (queries, k).
     pub ids: Array2<u32>,
-    /// How far they are, (queries, k): computed in f64, rounded once.
+    /// How far they are, (queries, k): computed in f64, rounded once (infinite where f32 has no room).
     pub distances: Array2<f32>,
     /// What the distances are.
     pub metric: Metric,

@@ -64,8 +64,10 @@ impl Binarizer {
     /// # Errors
     /// As [`Binarizer::mean`].
     pub async fn mean_async<T: MatmulElement<Sum = f32>>(rows: &Tensor<T, Ix2>, bits: usize) -> Result<Self> {
-        Self::at_columns(rows, bits, |column| column.iter().map(|value| f64::from(*value)).sum::<f64>() / column.len() as f64)
-            .await
+        Self::at_columns(rows, bits, |column| {
+            column.iter().map(|value| f64::from(*value)).sum::<f64>() / column.len() as f64
+        })
+        .await
     }
 
     /// The first `bits` features of rows (n, dim), each against its median over the rows: bits that are set in half of them, where values differ. The
@@ -262,4 +264,3 @@ fn gaussian(count: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..count).map(|_| StandardNormal.sample(&mut rng)).collect()
 }
-

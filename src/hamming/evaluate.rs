@@ -144,13 +144,20 @@ pub async fn evaluate_async<L: Eq + Sync>(
     options: &EvaluateOptions,
 ) -> Result<Evaluation> {
     base.agree(PLACE, "queries", queries)?;
-    let shape = |quantity, expected: String, found: usize| Error::Shape { place: PLACE, quantity, expected, found: vec![found] };
+    let shape = |quantity, expected: String, found: usize| Error::Shape {
+        place: PLACE,
+        quantity,
+        expected,
+        found: vec![found],
+    };
     for (quantity, codes) in [("base", base), ("queries", queries)] {
         if codes.is_empty() {
             return Err(shape(quantity, "at least one code".into(), 0));
         }
     }
-    for (quantity, codes, labels) in [("labels", base.len(), labels.len()), ("query_labels", queries.len(), query_labels.len())] {
+    for (quantity, codes, labels) in
+        [("labels", base.len(), labels.len()), ("query_labels", queries.len(), query_labels.len())]
+    {
         if codes != labels {
             return Err(shape(quantity, format!("[{codes}], one a code"), labels));
         }
@@ -247,7 +254,16 @@ impl Sums {
                 .map(|(top, sums)| {
                     let [map, map_tie_aware, precision, precision_tie_aware, hits, hits_tie_aware, hits_sure] =
                         sums.map(|sum| sum / n);
-                    TopN { n: *top, map, map_tie_aware, precision, precision_tie_aware, hits, hits_tie_aware, hits_sure }
+                    TopN {
+                        n: *top,
+                        map,
+                        map_tie_aware,
+                        precision,
+                        precision_tie_aware,
+                        hits,
+                        hits_tie_aware,
+                        hits_sure,
+                    }
                 })
                 .collect(),
             radii: (self.radii.into_iter().enumerate())

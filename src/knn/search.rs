@@ -88,15 +88,34 @@ pub fn rescore<T: MatmulElement<Sum = f32>>(
     k: usize,
     metric: Metric,
 ) -> Result<Neighbours> {
+    block_on(rescore_async(base, queries, candidates, k, metric))
+}
+
+/// [`rescore()`] where a thread must not block.
+///
+/// # Errors
+/// As [`rescore()`].
+pub async fn rescore_async<T: MatmulElement<Sum = f32>>(
+    base: &Tensor<T, Ix2>,
+    queries: &Tensor<T, Ix2>,
+    candidates: ArrayView2<'_, u32>,
+    k: usize,
+    metric: Metric,
+) -> Result<Neighbours> {
     base.device().same("knn", "queries", queries.device())?;
     admit(base.shape(), queries.shape(), k)?;
     let count = queries.shape()[0];
     if candidates.nrows() != count {
         let expected = format!("{count} rows, one a query");
-        return Err(Error::Shape { place: "knn", quantity: "candidates", expected, found: candidates.shape().to_vec() });
+        return Err(Error::Shape {
+            place: "knn",
+            quantity: "candidates",
+            expected,
+            found: candidates.shape().to_vec(),
+        });
     }
-    let base = Rows::new(base.to_array()?, metric, "base")?;
-    let queries = Rows::new(queries.to_array()?, metric, "query")?;
+    let base = Rows::new(base.to_array_async().await?, metric, "base")?;
+    let queries = Rows::new(queries.to_array_async().await?, metric, "query")?;
     let lists: Vec<Vec<u32>> = (candidates.outer_iter())
         .map(|row| {
             let mut list: Vec<u32> = row.iter().copied().filter(|id| (*id as usize) < base.rows.nrows()).collect();
@@ -178,8 +197,7 @@ fn nearest<T: MatmulElement<Sum = f32>>(
     ids: Vec<u32>,
     metric: Metric,
 ) -> Vec<(f64, u32)> {
-    let mut found: Vec<(f64, u32)> =
-        ids.into_iter().map(|id| (base.key(metric, query, id as usize), id)).collect();
+    let mut found: Vec<(f64, u32)> = ids.into_iter().map(|id| (base.key(metric, query, id as usize), id)).collect();
     found.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     found
 }

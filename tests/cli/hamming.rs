@@ -20,7 +20,8 @@ fn speakers_find_their_own() {
     let (rows, voices) = (data("speakers_ge2e.npy"), data("speakers_labels.npy"));
     let (codes, model) = (folder.path("c.npy"), folder.path("m.safetensors"));
     let report = json(&[
-        "hamming", "binarize", &rows, "--bits", "64", "--method", "itq", "--seed", "1", "--model", &model, "--out", &codes,
+        "hamming", "binarize", &rows, "--bits", "64", "--method", "itq", "--seed", "1", "--model", &model, "--out",
+        &codes,
     ]);
     assert_eq!((report["rows"].as_u64(), report["bits"].as_u64()), (Some(1535), Some(64)), "{report}");
     assert_eq!(read_npy::<u32>(&codes).0, [1535, 2]);
@@ -60,7 +61,10 @@ fn speakers_find_their_own() {
     let svg = fs::read_to_string(&plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("recall") && svg.contains("bits that differ"));
     let other = json(&[&of[..], &["--queries", &codes, "--query-labels", &voices]].concat());
-    assert!(other["leave_one_out"] == false && other["map_all"].as_f64() > report["map_all"].as_f64(), "each finds itself");
+    assert!(
+        other["leave_one_out"] == false && other["map_all"].as_f64() > report["map_all"].as_f64(),
+        "each finds itself"
+    );
     let text = run(&of);
     assert!(String::from_utf8_lossy(&text.stdout).contains("expected over ties"));
 }
@@ -73,7 +77,20 @@ fn small_codes_by_hand() {
     let queries = words(&folder, "q.npy", 1, &[0, 3]);
     let (ids, distances) = (folder.path("i.npy"), folder.path("d.npy"));
     let search = |base: &str, queries: &str, k: &str| {
-        json(&["hamming", "search", "--base", base, "--queries", queries, "-k", k, "--ids", &ids, "--distances", &distances])
+        json(&[
+            "hamming",
+            "search",
+            "--base",
+            base,
+            "--queries",
+            queries,
+            "-k",
+            k,
+            "--ids",
+            &ids,
+            "--distances",
+            &distances,
+        ])
     };
     assert_eq!(search(&base, &queries, "9")["k"], 4, "what there is");
     assert_eq!(read_npy::<u32>(&ids).1, [0, 1, 3, 2, 1, 3, 0, 2]);
@@ -92,7 +109,16 @@ fn small_codes_by_hand() {
 
     let (of_base, of_queries) = (labels(&folder, "y.npy", &[1, 2, 1, 1]), labels(&folder, "z.npy", &[1, 2]));
     let report = json(&[
-        "hamming", "evaluate", "--base", &base, "--labels", &of_base, "--queries", &queries, "--query-labels", &of_queries,
+        "hamming",
+        "evaluate",
+        "--base",
+        &base,
+        "--labels",
+        &of_base,
+        "--queries",
+        &queries,
+        "--query-labels",
+        &of_queries,
     ]);
     // Query 0 sees 1, 2, 1, 1 and query 1 sees 2, 1, 1, 1 by the lowest id; over ties one of two is first.
     let lowest = ((1.0 + 2.0 / 3.0 + 3.0 / 4.0) / 3.0 + 1.0) / 2.0;
@@ -146,7 +172,10 @@ fn neighbours_of_rows() {
     let of = |r: &[f64]| -(r.len() as f64) / r.iter().map(|x| (x / r[r.len() - 1]).ln()).sum::<f64>();
     let expected = [of(&[1.0, 2.0, 5.0, 5.0]), of(&[18f64.sqrt(), 5.0, 45f64.sqrt()])];
     let (_, lid_found) = read_npy::<f32>(&lid);
-    assert!(lid_found.iter().zip(expected).all(|(a, b)| (f64::from(*a) / b - 1.0).abs() < 1e-6), "{lid_found:?} {expected:?}");
+    assert!(
+        lid_found.iter().zip(expected).all(|(a, b)| (f64::from(*a) / b - 1.0).abs() < 1e-6),
+        "{lid_found:?} {expected:?}"
+    );
     json(&[&knn[..], &["-k", "2", "--metric", "ip"]].concat());
     assert_eq!(read_npy::<u32>(&ids).1, [0, 1, 1, 3]);
     assert_eq!(read_npy::<f32>(&distances).1[2..], [25.0, 25.0]);

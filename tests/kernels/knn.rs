@@ -48,13 +48,14 @@ fn fused(device: &Device) -> Result<()> {
     let (a, b) = (noise(130, 24, 5).mapv(f16::from_f32), noise(130, 24, 6).mapv(f16::from_f32));
     let host = Device::cpu();
     for fusion in [Fusion::Concatenate, Fusion::Sum] {
-        let on = |device: &Device| {
-            fuse(&[&device.tensor(&a)?, &device.tensor(&b)?], &[2.0, -0.3], fusion)?.to_array()
-        };
+        let on = |device: &Device| fuse(&[&device.tensor(&a)?, &device.tensor(&b)?], &[2.0, -0.3], fusion)?.to_array();
         let (found, expected) = (on(device)?, on(&host)?);
         ensure!(found.dim() == expected.dim());
         for (found, expected) in found.iter().zip(&expected) {
-            ensure!((found - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{fusion:?}: {found}, expected {expected}");
+            ensure!(
+                (found - expected).abs() <= 1e-6 * expected.abs().max(1.0),
+                "{fusion:?}: {found}, expected {expected}"
+            );
         }
     }
     Ok(())

@@ -89,8 +89,7 @@ fn check(base: Side<'_>, queries: Side<'_>, tops: &[usize], leave_one_out: bool)
         });
         near(within.precision, precision, "precision within");
         near(within.empty_balls, mean(&|ranking| f64::from(inside(ranking).0 == 0.0)), "empty balls");
-        let recall: f64 =
-            rankings.iter().filter(|r| relevant(r) > 0.0).map(|r| inside(r).1 / relevant(r)).sum::<f64>();
+        let recall: f64 = rankings.iter().filter(|r| relevant(r) > 0.0).map(|r| inside(r).1 / relevant(r)).sum::<f64>();
         near(within.recall, recall / with.max(1) as f64, "recall within");
     }
     let pairs = |good: bool, d: usize| {
@@ -151,7 +150,12 @@ fn expectations_are_means_of_shuffled_ties() {
     let count = f64::from(draws) * 6.0;
     // Five standard errors of a mean of values in 0..1, of which each draw has six that are independent given the draw: 5 * 0.5 / sqrt(20000).
     let slack = 0.018;
-    assert!((found.map_all_tie_aware - all[0] / count).abs() < slack / 3.0, "{} {}", found.map_all_tie_aware, all[0] / count);
+    assert!(
+        (found.map_all_tie_aware - all[0] / count).abs() < slack / 3.0,
+        "{} {}",
+        found.map_all_tie_aware,
+        all[0] / count
+    );
     assert!((found.map_all_tie_aware - found.map_all).abs() > 1e-4, "the case has ties that matter");
     for (top, sums) in found.tops.iter().zip(sums) {
         for (value, sum) in [top.map_tie_aware, top.precision_tie_aware, top.hits_tie_aware].iter().zip(sums) {
@@ -168,7 +172,10 @@ fn what_cannot_be_evaluated_is_named() {
     let l = [1, 2, 3];
     assert!(matches!(evaluate(&small, &l, &wide, &l, &options), Err(Error::Argument { .. })));
     assert!(matches!(evaluate(&small, &l[..2], &small, &l, &options), Err(Error::Shape { quantity: "labels", .. })));
-    assert!(matches!(evaluate(&small, &l, &small, &l[1..], &options), Err(Error::Shape { quantity: "query_labels", .. })));
+    assert!(matches!(
+        evaluate(&small, &l, &small, &l[1..], &options),
+        Err(Error::Shape { quantity: "query_labels", .. })
+    ));
     assert!(matches!(evaluate(&none, &[], &small, &l, &options), Err(Error::Shape { quantity: "base", .. })));
     assert!(matches!(evaluate(&small, &l, &none, &[], &options), Err(Error::Shape { quantity: "queries", .. })));
     assert!(matches!(

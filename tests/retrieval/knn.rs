@@ -2,8 +2,8 @@
 
 use half::f16;
 use ndarray::{Array2, array, s};
-use orthant::knn::{self, Metric, local_dimension, recall};
 use orthant::Error;
+use orthant::knn::{self, Metric, local_dimension, recall};
 use proptest::prelude::*;
 
 use crate::{noise, tensor};
@@ -45,10 +45,16 @@ fn check(base: &Array2<f32>, queries: &Array2<f32>, k: usize, metric: Metric) {
             let (id, expected) = (found.ids[[query, at]] as usize, order[at]);
             // The order of additions differs from the library's: keys within some roundings of each other may change places.
             let (key, best) = (all[id].0, all[expected].0);
-            assert!((key - best).abs() <= 1e-12 * best.abs().max(1e-3), "{metric:?} query {query} place {at}: {id}, expected {expected}");
+            assert!(
+                (key - best).abs() <= 1e-12 * best.abs().max(1e-3),
+                "{metric:?} query {query} place {at}: {id}, expected {expected}"
+            );
             let distance = f64::from(found.distances[[query, at]]);
             // One rounding to f32.
-            assert!((distance - all[id].1).abs() <= 6.1e-8 * all[id].1.abs().max(1e-7), "{metric:?} query {query} place {at}: {distance}");
+            assert!(
+                (distance - all[id].1).abs() <= 6.1e-8 * all[id].1.abs().max(1e-7),
+                "{metric:?} query {query} place {at}: {distance}"
+            );
         }
         for pair in 1..k {
             let (a, b) = (found.ids[[query, pair - 1]], found.ids[[query, pair]]);
@@ -134,7 +140,8 @@ fn candidates_are_rescored() {
     let (base, queries) = (noise(400, 20, 10), noise(11, 20, 11));
     let (tb, tq) = (tensor(&base), tensor(&queries));
     for metric in METRICS {
-        let all = Array2::from_shape_fn((11, 402), |(_, at)| [399 - at.min(399) as u32, 7, u32::MAX][at.saturating_sub(399)]);
+        let all =
+            Array2::from_shape_fn((11, 402), |(_, at)| [399 - at.min(399) as u32, 7, u32::MAX][at.saturating_sub(399)]);
         let exact = knn::search(&tb, &tq, 10, metric).unwrap();
         assert_eq!(knn::rescore(&tb, &tq, all.view(), 10, metric).unwrap(), exact);
         let even = Array2::from_shape_fn((11, 200), |(_, at)| 2 * at as u32);
@@ -170,14 +177,13 @@ fn dimensions_of_what_is_known() {
     // Uniform in a cube of 2, 5 and 10 dimensions, in 20 features.
     for d in [2, 5, 10] {
         let planes = noise(d, 20, 12);
-        // By the error function's cousin: uniform numbers of a hash.
         let mut state = 1u64;
         let uniform = Array2::from_shape_simple_fn((4000, d), || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 40) as f32 / (1u64 << 24) as f32
         });
-        let rows = tensor(&uniform.dot(&planes));
-        let some = tensor(&uniform.slice(s![..300, ..]).dot(&planes));
+        let rows = uniform.dot(&planes);
+        let (rows, some) = (tensor(&rows), tensor(&rows.slice(s![..300, ..]).to_owned()));
         let dimension = knn::search(&rows, &some, 51, Metric::L2).unwrap().local_dimension().unwrap();
         let mean = dimension.iter().sum::<f32>() / 300.0;
         // One estimate from 50 distances is off by d / sqrt(50); the mean of 300 by less, and edges of the cube make it smaller with d.

@@ -118,6 +118,11 @@ fn emoji_of_the_cut() {
     }
     let (_, _, cosine) = emoji.cosine();
     assert!(close(cosine[0], 0.61328125, 256.0) && close(cosine[1], 0.890625, 256.0), "{cosine:?}");
+    let itq = emoji.evaluate(&Binarizer::itq(&tensor(&emoji.all), &ItqOptions::new(256).iterations(20)).unwrap());
+    let few = emoji.evaluate(&Binarizer::mean(&tensor(&emoji.all), 256).unwrap());
+    for (itq, few) in itq.tops.iter().zip(&few.tops) {
+        assert!(itq.hits > few.hits, "256 bits, first {}: {} learned, {} of features", itq.n, itq.hits, few.hits);
+    }
     // Of 256 codes, and features of 0.734 where floats have 0.891.
     let half = Binarizer::median(&tensor(&emoji.all), 2048).unwrap();
     assert!(emoji.rescored(&half, 2) < emoji.rescored(&half, 8));
@@ -138,12 +143,9 @@ fn speakers_are_retrieved() {
         let options = EvaluateOptions::new().tops(&[100]).leave_one_out(true);
         let found = evaluate(&codes, &labels, &codes, &labels, &options).unwrap();
         let two = found.radii[2];
-        for (found, expected) in [
-            (found.map_all, map),
-            (found.tops[0].map, map_100),
-            (two.precision, precision),
-            (two.empty_balls, empty),
-        ] {
+        for (found, expected) in
+            [(found.map_all, map), (found.tops[0].map, map_100), (two.precision, precision), (two.empty_balls, empty)]
+        {
             assert!((found - expected).abs() < 1e-9, "{bits} bits: {found}, expected {expected}");
         }
         // Ties move it, the more the fewer bits.
@@ -153,8 +155,7 @@ fn speakers_are_retrieved() {
     // A learned rotation keeps more in 64 bits than 64 of the features do.
     let itq = Binarizer::itq(&rows, &ItqOptions::new(64)).unwrap();
     let codes = binarize(&rows, &itq).unwrap();
-    let found =
-        evaluate(&codes, &labels, &codes, &labels, &EvaluateOptions::new().leave_one_out(true)).unwrap();
+    let found = evaluate(&codes, &labels, &codes, &labels, &EvaluateOptions::new().leave_one_out(true)).unwrap();
     assert!(found.map_all > 0.75, "{}", found.map_all);
 }
 
@@ -176,7 +177,11 @@ fn dimensions_of_wordnet() {
         let dimension = found.local_dimension().unwrap().mapv(f64::from);
         // So logarithms are off by 1e-7, their mean of 0.04 by 3e-6 of it at most.
         for (query, expected) in first.into_iter().enumerate() {
-            assert!((dimension[query] / expected - 1.0).abs() < 5e-6, "{query}: {}, expected {expected}", dimension[query]);
+            assert!(
+                (dimension[query] / expected - 1.0).abs() < 5e-6,
+                "{query}: {}, expected {expected}",
+                dimension[query]
+            );
         }
         assert!((dimension.mean().unwrap() / mean - 1.0).abs() < 5e-6, "k {k}");
     }
@@ -191,7 +196,11 @@ fn all_emoji() {
     let all = tensor(&emoji.all);
     let mean = Binarizer::mean(&all, 2048).unwrap();
     let sign = emoji.evaluate(&mean);
-    println!("2048 bits, means: recall@1, @10 (lowest id, ties against): {:?} {:?}", hits(&sign.tops[0]), hits(&sign.tops[1]));
+    println!(
+        "2048 bits, means: recall@1, @10 (lowest id, ties against): {:?} {:?}",
+        hits(&sign.tops[0]),
+        hits(&sign.tops[1])
+    );
     let (_, _, cosine) = emoji.cosine();
     println!("cosine: {cosine:?}");
     let queries = emoji.queries.nrows() as f64;
@@ -218,7 +227,8 @@ fn all_emoji() {
 #[test]
 fn codes_are_packed_as_numpy_packs() {
     let rows = floats(&shipped("speakers_ge2e.npy")).slice(s![..50, ..]).to_owned();
-    let codes = binarize(&tensor(&rows), &Binarizer::sign(256, 256).unwrap().rule(orthant::hamming::SignRule::Above)).unwrap();
+    let codes =
+        binarize(&tensor(&rows), &Binarizer::sign(256, 256).unwrap().rule(orthant::hamming::SignRule::Above)).unwrap();
     let bytes = Array2::from_shape_fn((50, 32), |(i, j)| {
         (0..8).map(|bit| u8::from(rows[[i, 8 * j + bit]] > 0.0) << bit).sum::<u8>()
     });

@@ -198,7 +198,8 @@ impl RawArray {
             }
             (Dtype::Unsigned(_) | Dtype::Signed(_), _) => {
                 let order = if self.fortran { " in Fortran order" } else { "" };
-                let what = format!("the array has shape {}{order}, expected ({rows}, any): ids of a query", self.shape_text());
+                let what =
+                    format!("the array has shape {}{order}, expected ({rows}, any): ids of a query", self.shape_text());
                 Err(bad(self.path.display(), what))
             }
             _ => Err(bad(self.path.display(), format!("the elements are {}, expected integers", self.dtype_name))),

@@ -76,7 +76,10 @@ fn rows(args: &Binarize, path: &Path, array: Option<&str>) -> anyhow::Result<Arr
         for (i, mut row) in rows.outer_iter_mut().enumerate() {
             let length = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
             if length == 0.0 {
-                return Err(bad(path.display(), format!("row {i} is zero, which has no direction (rows count from 0)")));
+                return Err(bad(
+                    path.display(),
+                    format!("row {i} is zero, which has no direction (rows count from 0)"),
+                ));
             }
             row.mapv_inplace(|x| (f64::from(x) / length) as f32);
         }

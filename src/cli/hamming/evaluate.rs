@@ -113,6 +113,9 @@ fn text(evaluation: &Evaluation, device: &str, seconds: f64) -> String {
     }
     let within = radius_2(evaluation);
     let (precision, recall, empty) = (within.precision, within.recall, 100.0 * within.empty_balls);
-    let _ = writeln!(text, "  within 2 bits: precision {precision:.4}, recall {recall:.4}, nothing for {empty:.1} % of the queries");
+    let _ = writeln!(
+        text,
+        "  within 2 bits: precision {precision:.4}, recall {recall:.4}, nothing for {empty:.1} % of the queries"
+    );
     text
 }

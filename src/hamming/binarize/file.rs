@@ -105,7 +105,10 @@ impl Binarizer {
         let values = |name: &str, shape: &[usize]| -> Result<Option<Vec<f32>>> {
             let Ok(tensor) = file.tensor(name) else { return Ok(None) };
             if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
-                return format(path, format!("{name} is {:?} {:?}, expected F32 {shape:?}", tensor.dtype(), tensor.shape()));
+                return format(
+                    path,
+                    format!("{name} is {:?} {:?}, expected F32 {shape:?}", tensor.dtype(), tensor.shape()),
+                );
             }
             let values: Vec<f32> =
                 tensor.data().chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap_or_default())).collect();

@@ -92,7 +92,13 @@ fn product(a: &Array2<f32>, b: &Array2<f32>, turned: bool) -> Result<Array2<f32>
 
 /// The eigenvectors of the `count` largest eigenvalues of the covariance of centred rows, as columns (dim, count).
 fn principal_axes(rows: &Array2<f32>, count: usize) -> Result<Array2<f32>> {
-    let dim = rows.ncols();
+    let (n, dim) = rows.dim();
+    if n < dim
+        && count < n
+        && let Some(axes) = axes_of_products(rows, count)?
+    {
+        return Ok(axes);
+    }
     let mut covariance = Array2::<f64>::zeros((dim, dim));
     // In blocks, so that f64 copies stay small.
     for block in rows.axis_chunks_iter(Axis(0), 1024) {
@@ -102,6 +108,26 @@ fn principal_axes(rows: &Array2<f32>, count: usize) -> Result<Array2<f32>> {
     let eigen = view(&covariance.view()).self_adjoint_eigen(Side::Lower).map_err(|_| no_convergence("eigenvectors"))?;
     // Eigenvalues rise.
     Ok(Array2::from_shape_fn((dim, count), |(i, j)| eigen.U()[(i, dim - 1 - j)] as f32))
+}
+
+/// The same from X X' (n, n), the smaller matrix: X'u of its eigenvectors u, of unit length. None where one of these is nothing but rounding.
+fn axes_of_products(rows: &Array2<f32>, count: usize) -> Result<Option<Array2<f32>>> {
+    let n = rows.nrows();
+    let wide = Tensor::host(rows.mapv(f64::from));
+    let products = matmul(&wide, &wide, false, true)?.to_array()?;
+    let eigen = view(&products.view()).self_adjoint_eigen(Side::Lower).map_err(|_| no_convergence("eigenvectors"))?;
+    let vectors = Array2::from_shape_fn((n, count), |(i, j)| eigen.U()[(i, n - 1 - j)]);
+    let mut axes = matmul(&wide, &Tensor::host(vectors), true, false)?.to_array()?;
+    let lengths: Vec<f64> =
+        axes.columns().into_iter().map(|axis| axis.iter().map(|x| x * x).sum::<f64>().sqrt()).collect();
+    // The squares of these are eigenvalues, known within some eps of the largest.
+    if lengths.iter().any(|length| *length <= 1e-5 * lengths[0]) {
+        return Ok(None);
+    }
+    for (mut axis, length) in axes.columns_mut().into_iter().zip(lengths) {
+        axis /= length;
+    }
+    Ok(Some(axes.mapv(|x| x as f32)))
 }
 
 /// R (bits, bits).
@@ -136,14 +162,32 @@ fn no_convergence(quantity: &'static str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::s;
-
     use super::*;
     use crate::Device;
 
     fn error(projected: &Array2<f32>, rotation: &Array2<f32>) -> f64 {
         let turned = projected.mapv(f64::from).dot(&rotation.mapv(f64::from));
         turned.mapv(|value| (value.abs() - 1.0).powi(2)).sum()
+    }
+
+    /// Fewer rows than features, by both ways; and rows of fewer dimensions than bits.
+    #[test]
+    fn axes_of_few_rows() {
+        let scale = Array1::from_shape_fn(60, |j| 3.0 / (1.0 + j as f32));
+        let rows = Array2::from_shape_vec((40, 60), gaussian(40 * 60, 4)).unwrap() * scale;
+        let few = axes_of_products(&rows, 16).unwrap().unwrap();
+        assert_eq!(principal_axes(&rows, 16).unwrap(), few);
+        // Twice the same rows are not fewer than the features, and have the same axes.
+        let twice = ndarray::concatenate(Axis(0), &[rows.view(), rows.view()]).unwrap();
+        let many = principal_axes(&twice, 16).unwrap();
+        for (a, b) in few.columns().into_iter().zip(many.columns()) {
+            let product: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+            // Up to the sign; the gaps between eigenvalues are above a thousandth of them.
+            assert!((product.abs() - 1.0).abs() < 1e-4, "{product}");
+        }
+        let flat = Array2::from_shape_fn((40, 60), |(i, j)| if j < 3 { rows[[i, j]] } else { 0.0 });
+        assert!(axes_of_products(&flat, 16).unwrap().is_none());
+        assert!(principal_axes(&flat, 16).unwrap().iter().all(|x| x.is_finite()));
     }
 
     #[test]
@@ -171,6 +215,7 @@ mod tests {
         let same = Binarizer::itq(&device.tensor(&rows).unwrap(), &ItqOptions::new(16).iterations(3)).unwrap();
         assert_eq!(binarizer, same, "one seed, one result");
         let planes = binarizer.planes.unwrap();
-        assert!(planes.slice(s![0, ..]).dot(&planes.slice(s![1, ..])).abs() < 1e-5);
+        let product: f32 = planes.row(0).iter().zip(planes.row(1)).map(|(a, b)| a * b).sum();
+        assert!(product.abs() < 1e-5, "{product}");
     }
 }

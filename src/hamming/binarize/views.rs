@@ -3,8 +3,8 @@
 use ndarray::{Array2, Ix2, s};
 
 use super::widen;
-use crate::kernels::matmul::{matmul, matmul_add};
 use crate::kernels::MatmulElement;
+use crate::kernels::matmul::{matmul, matmul_add};
 use crate::tensor::{Storage, Tensor};
 use crate::{Error, Result};
 
@@ -72,7 +72,8 @@ pub fn fuse<T: MatmulElement<Sum = f32>>(
                 .slice_mut(s![.., offset..offset + width])
                 .zip_mut_with(&view, |sum, value| *sum += weight * value.widen()),
             Storage::Gpu(..) => {
-                let placed = Array2::from_shape_fn((width, total), |(i, j)| if i + offset == j { *weight } else { 0.0 });
+                let placed =
+                    Array2::from_shape_fn((width, total), |(i, j)| if i + offset == j { *weight } else { 0.0 });
                 let (view, placed) = (widen(view)?, view.device().tensor_from(placed)?);
                 on_gpu = Some(match &on_gpu {
                     None => matmul(&view, &placed, false, false)?,

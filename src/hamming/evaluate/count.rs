@@ -3,12 +3,12 @@
 use ndarray::{Array2, Axis, s};
 use rayon::prelude::*;
 
-use super::average::{self, Top};
 use super::OfQuery;
+use super::average::{self, Top};
+use crate::Result;
 use crate::hamming::Codes;
 use crate::kernels;
 use crate::tensor::Tensor;
-use crate::Result;
 
 /// Distances in a tile: 2 MiB of them.
 const BASE_TILE: usize = 8192;
