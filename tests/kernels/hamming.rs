@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use half::f16;
 use ndarray::{Array1, Array2};
-use orthant::hamming::{Codes, Index, Mask, SearchOptions};
+use orthant::hamming::{Codes, Index, Mask, Precision, SearchOptions};
 use orthant::kernels::{self, SignRule};
 use orthant::{Device, Error};
 
@@ -97,6 +97,44 @@ fn same<T: PartialEq + std::fmt::Debug>(what: impl std::fmt::Debug, actual: &Arr
     let wrong: Vec<_> = actual.indexed_iter().zip(expected).filter(|((_, a), e)| a != e).collect();
     let Some(((at, actual), expected)) = wrong.first() else { return Ok(()) };
     anyhow::bail!("{what:?}: {} differ, the first at {at:?}: {actual:?}, expected {expected:?}", wrong.len())
+}
+
+/// Distances in f32: of Jaccard, and of queries that are not binary; their bits must be the CPU's.
+fn rated(device: &Device, search: Search) -> Result<()> {
+    poison(device, 1 << 20)?;
+    let run = |device: &Device| -> Result<_> {
+        let index = index(device, search)?;
+        let mut noise = Noise(11);
+        let floats = Array2::from_shape_simple_fn((search.queries, search.bits), || {
+            (noise.next() % 2001) as f32 / 1000.0 - 1.0
+        });
+        let (floats, options) = (device.tensor(&floats)?, options(search));
+        let queries = codes(device, search.queries, search.bits, search.spread, 3)?;
+        let mut all = vec![index.search_jaccard(&queries, &options)?];
+        for precision in [Precision::Int4, Precision::Float] {
+            all.push(index.search_asymmetric(&floats, precision, &options)?);
+        }
+        all.into_iter()
+            .map(|found| Ok((found.ids.to_array()?, found.distances.to_array()?.mapv(f32::to_bits))))
+            .collect::<Result<Vec<_>>>()
+    };
+    for ((found, expected), what) in run(device)?.iter().zip(run(&Device::cpu())?).zip(["Jaccard", "int4", "float"]) {
+        same((search, what), &found.1, &expected.1)?;
+        same((search, what), &found.0, &expected.0)?;
+    }
+    Ok(())
+}
+
+fn ratings(device: &Device) -> Result<()> {
+    for (n, bits, k) in [(1, 8, 1), (1023, 24, 7), (1025, 64, 256), (3000, 128, 300), (5000, 64, 5000), (300, 1024, 12)] {
+        for queries in [1, 6] {
+            rated(device, Search { n, queries, bits, spread: 3, k, masked: n == 3000 })?;
+        }
+    }
+    let tiled = tiled(device)?;
+    rated(&tiled, Search { n: 20_000, queries: 5, bits: 64, spread: 3, k: 20, masked: true })?;
+    // The table of a float query is longer than a binding.
+    rated(&tiled, Search { n: 200, queries: 3, bits: 1024, spread: 3, k: 300, masked: false })
 }
 
 const PLAIN: Search = Search { n: 0, queries: 5, bits: 64, spread: 0, k: 10, masked: false };
@@ -314,6 +352,11 @@ pub fn cases() -> Vec<Case> {
         Case::new("hamming_distances", "all pairs", pairs),
         Case::new("hamming_histogram_labels", "histograms", histograms),
         Case::new("sign_pack", "signs", signs),
+        Case::new("hamming_values", "Jaccard and float distances", ratings),
+        Case::new("hamming_from_keys", "Jaccard and float distances", |device| {
+            rated(device, Search { n: 2500, spread: 9, k: 100, ..PLAIN })
+        }),
+        Case::new("hamming_tables", "all bytes", |device| rated(device, Search { n: 257, bits: 8192, k: 257, ..PLAIN })),
         // What the searches above go through, by name.
         Case::new("hamming_histogram", "many neighbours", |device| {
             nearest(device, Search { n: 6000, k: 400, bits: 2048, spread: 9, ..PLAIN })

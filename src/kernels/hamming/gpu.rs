@@ -5,7 +5,9 @@ mod compact;
 mod distances;
 mod histograms;
 mod nearest;
+mod rated;
 mod select;
+mod tables;
 mod values;
 mod within;
 
@@ -14,6 +16,7 @@ use ndarray::Ix2;
 pub(crate) use base::Store;
 pub(crate) use histograms::histograms;
 pub(crate) use nearest::nearest;
+pub(crate) use rated::{nearest_float, nearest_int4, nearest_jaccard};
 pub(crate) use within::within;
 
 use crate::gpu::{Constant, Gpu, Kernel, View};
@@ -27,7 +30,17 @@ const PLACE: &str = "hamming";
 pub(super) const NONE: u32 = u32::MAX;
 
 pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {
-    [base::variants(), compact::variants(), distances::variants(), select::variants(), values::variants()].into_iter().flatten().collect()
+    [
+        base::variants(),
+        compact::variants(),
+        distances::variants(),
+        select::variants(),
+        tables::variants(),
+        values::variants(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Distances of all pairs, two u16 a word as they lie in memory.

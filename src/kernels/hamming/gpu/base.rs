@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use ndarray::Array2;
+
 use super::{PLACE, too_large};
 use crate::Result;
-use crate::gpu::{Buffer, Check, Constant, Gpu, Kernel, Needs, Params, View, params, shader};
+use crate::gpu::{Buffer, Check, Constant, Gpu, Kernel, Needs, Params, View, block_on, params, shader};
 use crate::hamming::Codes;
 use crate::tensor::Storage;
 
@@ -108,6 +110,30 @@ impl Store {
             }
         }
         result
+    }
+
+    /// Codes `first..end`, (end - first, words). Waits.
+    pub(crate) fn codes(&self, first: usize, end: usize) -> Result<Array2<u32>> {
+        let mut rows = Array2::zeros((end - first, self.words));
+        for (before, base) in self.bases() {
+            let (from, to) = (first.max(before), end.min(before + base.len));
+            if from >= to {
+                continue;
+            }
+            let group = GROUP * self.words;
+            let groups = (from - before) / GROUP..(to - before).div_ceil(GROUP);
+            let mut words = vec![0u32; groups.len() * group];
+            let (offset, bytes) = ((groups.start * group * 4) as u64, (words.len() * 4) as u64);
+            let view = View { buffer: base.buffer, offset, bytes };
+            block_on(self.gpu.read(view, &self.checks, bytemuck::cast_slice_mut(&mut words)))?;
+            for id in from..to {
+                let place = id - before - groups.start * GROUP;
+                let code = place / GROUP * group + place % GROUP;
+                let of_code = words[code..].iter().step_by(GROUP);
+                rows.row_mut(id - first).iter_mut().zip(of_code).for_each(|(to, from)| *to = *from);
+            }
+        }
+        Ok(rows)
     }
 
     /// Codes of a full piece.

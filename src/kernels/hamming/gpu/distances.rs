@@ -7,9 +7,7 @@ use super::base::Window;
 use super::select::Keys;
 use crate::Result;
 use crate::gpu::{Buffer, Constant, Gpu, Kernel, Needs, Params, View, params, shader};
-
-/// Codes of a query of int4.
-const INT4: usize = 4;
+use crate::kernels::hamming::INT4;
 
 params! {
     /// As in `shaders/hamming/distances.wgsl`.
@@ -81,6 +79,8 @@ pub(super) enum Measure {
     Jaccard,
     /// The sum of the magnitudes of a query of int4 whose signs differ, u16.
     Int4,
+    /// The sum of the magnitudes of a float query whose signs differ, f32 bits.
+    Float,
 }
 
 impl Measure {
@@ -90,7 +90,7 @@ impl Measure {
 
     /// Bytes of a key.
     pub(super) fn bytes(self) -> usize {
-        if self == Self::Jaccard { 4 } else { 2 }
+        if self.keys() == Keys::Wide { 4 } else { 2 }
     }
 
     /// Codes of a query.
@@ -99,7 +99,7 @@ impl Measure {
     }
 
     pub(super) fn keys(self) -> Keys {
-        if self == Self::Jaccard { Keys::Wide } else { Keys::Narrow }
+        if matches!(self, Self::Jaccard | Self::Float) { Keys::Wide } else { Keys::Narrow }
     }
 
     /// The largest key between codes of `bits`.
@@ -108,6 +108,7 @@ impl Measure {
             Self::Hamming => bits,
             Self::Jaccard => 1 << 28,
             Self::Int4 => 7 * bits,
+            Self::Float => u32::MAX as usize,
         }
     }
 }
@@ -117,7 +118,7 @@ impl Measure {
 pub(super) struct Queries<'a> {
     pub(super) buffer: &'a Buffer,
     pub(super) words: usize,
-    /// Sums of magnitudes of queries of int4.
+    /// Of queries of int4 the sums of magnitudes, of float queries the tables.
     pub(super) totals: Option<&'a Buffer>,
 }
 

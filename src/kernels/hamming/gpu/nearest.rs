@@ -1,14 +1,16 @@
 //! The k nearest of many queries, piece by piece of a base.
 
+use std::sync::Arc;
+
 use ndarray::Ix2;
 
 use super::base::{Base, Store, chunk};
 use super::compact::{Compaction, Histogram};
 use super::distances::{self, Measure, Queries, Rows};
 use super::select::{Entries, Keys, MAX_LIST, Slot, Source, fill, merge_runs};
-use super::{PLACE, too_large};
+use super::{PLACE, tables, too_large};
 use crate::Result;
-use crate::gpu::{Buffer, Gpu, View};
+use crate::gpu::{Buffer, Check, Gpu, View};
 use crate::hamming::{Codes, Neighbours};
 use crate::tensor::{Element, Storage, Tensor};
 
@@ -88,7 +90,9 @@ impl<'a> Search<'a> {
             (true, Measure::Hamming) => Entries::sorted_room(keys, k).max(bits + 1),
             (true, _) => Entries::sorted_room(keys, codes),
         };
-        let plan = Plan::new(gpu, queries.words * measure.planes(), len, key_bytes, count, held.max(2 * k) * 4)?;
+        // A table that exceeds a binding is gone through in parts.
+        let table = if measure == Measure::Float { (bits / 8 * tables::TABLE).min(gpu.max_binding() as usize) } else { 0 };
+        let plan = Plan::new(gpu, queries.words * measure.planes(), len, key_bytes, count, table.max(held.max(2 * k) * 4))?;
         Ok(Self { gpu, queries, count, measure, bits, k, mask, fused, plan, blocks: Vec::new() })
     }
 
@@ -145,6 +149,9 @@ impl<'a> Search<'a> {
     fn keys(&self, block: &Block, window: &super::base::Window<'_>, first: usize, out: &Rows<'_>) -> Result<()> {
         let mask = self.mask.map(|mask| (mask, first + window.first));
         let queries = block.first..block.first + block.queries;
+        if let (Measure::Float, Some(tables)) = (self.measure, self.queries.totals) {
+            return tables::record(self.gpu, tables, self.bits / 8, queries, window, mask, out);
+        }
         distances::record(self.gpu, self.measure, &self.queries, queries, window, mask, out)
     }
 
@@ -258,11 +265,11 @@ pub(super) fn search(
 /// The result, its ids and distances as they are in two buffers.
 pub(super) fn neighbours<T: Element>(
     store: &Store,
-    queries: &Codes,
+    queries: &[Arc<Check>],
     shape: (usize, usize),
     (distances, ids): (Buffer, Buffer),
 ) -> Neighbours<T> {
-    let checks = crate::kernels::inherit(&[&store.checks, queries.words().checks()]);
+    let checks = crate::kernels::inherit(&[&store.checks, queries]);
     let dim = Ix2(shape.0, shape.1);
     Neighbours {
         ids: Tensor::on_gpu(&store.gpu, ids, dim, checks.clone()),
@@ -283,5 +290,5 @@ pub(super) fn words(codes: &Codes) -> &Buffer {
 pub(crate) fn nearest(store: &Store, queries: &Codes, k: usize, allowed: Option<&[u32]>) -> Result<Neighbours<u32>> {
     let (wanted, count) = (Queries { buffer: words(queries), words: store.words, totals: None }, queries.len());
     let found = search(store, wanted, count, Measure::Hamming, k, allowed)?;
-    Ok(neighbours(store, queries, (count, k), found))
+    Ok(neighbours(store, queries.words().checks(), (count, k), found))
 }
