@@ -8,15 +8,11 @@
 //! A distance is the number of bits that differ; neighbours are ordered by (distance, lowest id), so a result is the same on every device,
 //! whatever its number of threads.
 
-<<<<<<< HEAD
+mod asymmetric;
 mod binarize;
 mod codes;
 mod evaluate;
-=======
-mod asymmetric;
-mod codes;
 mod file;
->>>>>>> hamcpu
 mod index;
 mod neighbours;
 mod options;
@@ -24,11 +20,8 @@ mod options;
 pub use crate::kernels::SignRule;
 pub use binarize::{Binarizer, Fusion, ItqOptions, binarize, fuse};
 pub use codes::Codes;
-<<<<<<< HEAD
 pub use evaluate::{EvaluateOptions, Evaluation, TopN, WithinRadius, evaluate, evaluate_async};
-=======
 pub use file::{IndexFile, search_parts};
->>>>>>> hamcpu
 pub use index::Index;
 pub use neighbours::{Neighbours, Ranges};
 pub use options::{Mask, Precision, SearchOptions};

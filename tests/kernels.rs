@@ -9,10 +9,10 @@ mod bessel;
 mod common;
 #[path = "kernels/ctr.rs"]
 mod ctr;
-#[path = "kernels/knn.rs"]
-mod knn;
 #[path = "kernels/hamming.rs"]
 mod hamming;
+#[path = "kernels/knn.rs"]
+mod knn;
 #[path = "kernels/limits.rs"]
 mod limits;
 #[path = "kernels/matrix.rs"]

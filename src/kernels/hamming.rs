@@ -3,11 +3,7 @@
 pub(crate) mod cpu;
 mod gpu;
 
-<<<<<<< HEAD
 use ndarray::{Array2, Ix1, Ix2, s};
-=======
-use ndarray::{Array2, Ix2};
->>>>>>> hamcpu
 
 use crate::hamming::{Codes, Neighbours, Ranges};
 use crate::tensor::{Storage, Tensor};
@@ -106,8 +102,11 @@ pub fn hamming_histograms(
                 let part = base_words.slice(s![first..last, ..]).to_owned();
                 let part = Codes::trusted(Tensor::host(part), base.bits());
                 for (query, label) in query_labels.iter().enumerate() {
-                    let wanted = Codes::trusted(Tensor::host(words.slice(s![query..query + 1, ..]).to_owned()), base.bits());
-                    for (distance, of_code) in cpu::pairwise(&wanted, &part)?.to_array()?.iter().zip(labels.slice(s![first..last])) {
+                    let wanted =
+                        Codes::trusted(Tensor::host(words.slice(s![query..query + 1, ..]).to_owned()), base.bits());
+                    for (distance, of_code) in
+                        cpu::pairwise(&wanted, &part)?.to_array()?.iter().zip(labels.slice(s![first..last]))
+                    {
                         all[[query, usize::from(*distance)]] += 1;
                         relevant[[query, usize::from(*distance)]] += u32::from(of_code == label);
                     }

@@ -92,7 +92,11 @@ fn nearest(device: &Device, search: Search) -> Result<()> {
     same(search, &ids, &expected_ids)
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(what: impl std::fmt::Debug, actual: &Array2<T>, expected: &Array2<T>) -> Result<()> {
+fn same<T: PartialEq + std::fmt::Debug>(
+    what: impl std::fmt::Debug,
+    actual: &Array2<T>,
+    expected: &Array2<T>,
+) -> Result<()> {
     ensure!(actual.dim() == expected.dim(), "{what:?}: shape {:?}, expected {:?}", actual.dim(), expected.dim());
     let wrong: Vec<_> = actual.indexed_iter().zip(expected).filter(|((_, a), e)| a != e).collect();
     let Some(((at, actual), expected)) = wrong.first() else { return Ok(()) };
@@ -105,9 +109,8 @@ fn rated(device: &Device, search: Search) -> Result<()> {
     let run = |device: &Device| -> Result<_> {
         let index = index(device, search)?;
         let mut noise = Noise(11);
-        let floats = Array2::from_shape_simple_fn((search.queries, search.bits), || {
-            (noise.next() % 2001) as f32 / 1000.0 - 1.0
-        });
+        let floats =
+            Array2::from_shape_simple_fn((search.queries, search.bits), || (noise.next() % 2001) as f32 / 1000.0 - 1.0);
         let (floats, options) = (device.tensor(&floats)?, options(search));
         let queries = codes(device, search.queries, search.bits, search.spread, 3)?;
         let mut all = vec![index.search_jaccard(&queries, &options)?];
@@ -115,7 +118,7 @@ fn rated(device: &Device, search: Search) -> Result<()> {
             all.push(index.search_asymmetric(&floats, precision, &options)?);
         }
         all.into_iter()
-            .map(|found| Ok((found.ids.to_array()?, found.distances.to_array()?.mapv(f32::to_bits))))
+            .map(|found| -> Result<_> { Ok((found.ids.to_array()?, found.distances.to_array()?.mapv(f32::to_bits))) })
             .collect::<Result<Vec<_>>>()
     };
     for ((found, expected), what) in run(device)?.iter().zip(run(&Device::cpu())?).zip(["Jaccard", "int4", "float"]) {
@@ -126,7 +129,8 @@ fn rated(device: &Device, search: Search) -> Result<()> {
 }
 
 fn ratings(device: &Device) -> Result<()> {
-    for (n, bits, k) in [(1, 8, 1), (1023, 24, 7), (1025, 64, 256), (3000, 128, 300), (5000, 64, 5000), (300, 1024, 12)] {
+    for (n, bits, k) in [(1, 8, 1), (1023, 24, 7), (1025, 64, 256), (3000, 128, 300), (5000, 64, 5000), (300, 1024, 12)]
+    {
         for queries in [1, 6] {
             rated(device, Search { n, queries, bits, spread: 3, k, masked: n == 3000 })?;
         }
@@ -330,7 +334,8 @@ fn signs(device: &Device) -> Result<()> {
         (values[[170, 3]], values[[299, 0]]) = (bad, bad);
         let packed = kernels::sign_pack(&tiled.tensor(&values)?, None, SignRule::AtLeast)?.to_array();
         ensure!(matches!(packed, Err(Error::Domain { quantity: "value", index: 11_903, .. })), "{packed:?}");
-        let packed = kernels::sign_pack(&device.tensor(&values.mapv(f16::from_f32))?, None, SignRule::AtLeast)?.to_array();
+        let packed =
+            kernels::sign_pack(&device.tensor(&values.mapv(f16::from_f32))?, None, SignRule::AtLeast)?.to_array();
         ensure!(matches!(packed, Err(Error::Domain { quantity: "value", index: 11_903, .. })), "{packed:?}");
         let thresholds = device.tensor(&Array1::from_shape_fn(70, |at| if at == 9 { bad } else { 0.0 }))?;
         let packed = kernels::sign_pack(&device.tensor(&values)?, Some(&thresholds), SignRule::AtLeast)?.to_array();
@@ -356,12 +361,14 @@ pub fn cases() -> Vec<Case> {
         Case::new("hamming_from_keys", "Jaccard and float distances", |device| {
             rated(device, Search { n: 2500, spread: 9, k: 100, ..PLAIN })
         }),
-        Case::new("hamming_tables", "all bytes", |device| rated(device, Search { n: 257, bits: 8192, k: 257, ..PLAIN })),
+        Case::new("hamming_tables", "all bytes", |device| {
+            rated(device, Search { n: 257, bits: 8192, k: 257, ..PLAIN })
+        }),
         // What the searches above go through, by name.
         Case::new("hamming_histogram", "many neighbours", |device| {
             nearest(device, Search { n: 6000, k: 400, bits: 2048, spread: 9, ..PLAIN })
         }),
-        Case::new("hamming_offsets", "more than 256 blocks", |device| {
+        Case::new("hamming_offsets", "several windows", |device| {
             nearest(device, Search { n: 540_000, queries: 1, k: 500, bits: 16, ..PLAIN })
         }),
         Case::new("hamming_merge_runs", "runs", |device| nearest(device, Search { n: 9000, k: 8000, ..PLAIN })),

@@ -63,10 +63,16 @@ pub(crate) fn pairwise(gpu: &Gpu, a: &Codes, b: &Codes) -> Result<Tensor<u16, Ix
     let step = if even { step } else { step.min((32 << 20) / (stride.max(1) * 4)) / 2 * 2 }.max(together);
     for first in (0..rows).step_by(step) {
         let part = first..rows.min(first + step);
-        let out_view = View::window(&out, (first * columns * 2) as u64, (part.len() * columns * 2) as u64, gpu.binding_alignment());
+        let out_view = View::window(
+            &out,
+            (first * columns * 2) as u64,
+            (part.len() * columns * 2) as u64,
+            gpu.binding_alignment(),
+        );
         if even {
             for window in base.windows(gpu, chunk) {
-                let to = distances::Rows { view: out_view.0, offset: out_view.1 as usize / 4 + window.first / 2, stride };
+                let to =
+                    distances::Rows { view: out_view.0, offset: out_view.1 as usize / 4 + window.first / 2, stride };
                 distances::record(gpu, distances::Measure::Hamming, &queries, part.clone(), &window, None, &to)?;
             }
         } else {
@@ -83,11 +89,5 @@ pub(crate) fn pairwise(gpu: &Gpu, a: &Codes, b: &Codes) -> Result<Tensor<u16, Ix
 
 /// The error that one row of `bytes` exceeds a binding.
 fn too_large(gpu: &Gpu, quantity: &'static str, bytes: usize) -> Error {
-    Error::TooLarge {
-        place: PLACE,
-        quantity,
-        needed: bytes as u64,
-        limit: gpu.max_binding(),
-        device: gpu.to_string(),
-    }
+    Error::TooLarge { place: PLACE, quantity, needed: bytes as u64, limit: gpu.max_binding(), device: gpu.to_string() }
 }

@@ -94,6 +94,6 @@ pub(super) fn on_gpu<T: Element>(
         };
         gpu.run(&SIGN_PACK, &constants(half), &params, &[values, limits, out, check.view()], grid)?;
     }
-    let checks = inherit(&[&[check], values.checks(), thresholds.map_or(&[], |thresholds| thresholds.checks())]);
+    let checks = inherit(&[&[check], values.checks(), thresholds.map(Tensor::checks).unwrap_or_default()]);
     Ok(Tensor::on_gpu(gpu, out, Ix2(rows, words), checks))
 }

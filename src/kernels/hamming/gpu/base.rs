@@ -139,7 +139,7 @@ impl Store {
     /// Codes of a full piece.
     fn full(&self) -> usize {
         let group = GROUP * self.words * 4;
-        (PIECE / group).max(1) * GROUP
+        (PIECE.min(self.gpu.max_buffer() as usize) / group).max(1) * GROUP
     }
 
     /// The piece with room for `more` codes after its `last`: the last one, or a new one.
@@ -165,7 +165,15 @@ impl Store {
 }
 
 /// Records the copy of `count` rows from `from` on to the places from `to` on of a piece.
-fn interleave(gpu: &Gpu, rows: &Buffer, words: usize, from: usize, piece: &Buffer, to: usize, count: usize) -> Result<()> {
+fn interleave(
+    gpu: &Gpu,
+    rows: &Buffer,
+    words: usize,
+    from: usize,
+    piece: &Buffer,
+    to: usize,
+    count: usize,
+) -> Result<()> {
     let code = words * 4;
     let alignment = gpu.binding_alignment();
     // Whole groups of the piece a window, and as many rows.
@@ -233,7 +241,8 @@ impl<'a> Base<'a> {
             let code = self.words * 4;
             let held = if self.grouped { len.next_multiple_of(GROUP) } else { len };
             let (view, shift) = View::window(self.buffer, (first * code) as u64, (held * code) as u64, alignment);
-            let strides = if self.grouped { [GROUP * self.words, 1, GROUP] } else { [GROUP * self.words, self.words, 1] };
+            let strides =
+                if self.grouped { [GROUP * self.words, 1, GROUP] } else { [GROUP * self.words, self.words, 1] };
             Window { view, first, len, words: self.words, offset: shift as usize / 4, strides }
         })
     }

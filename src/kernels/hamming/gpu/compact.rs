@@ -162,7 +162,13 @@ impl<'a> Histogram<'a> {
         self.record(distances, stride, codes, Some((labels, relevant)))
     }
 
-    fn record(&self, distances: &Buffer, stride: usize, codes: usize, labels: Option<(&Labels<'_>, &Self)>) -> Result<()> {
+    fn record(
+        &self,
+        distances: &Buffer,
+        stride: usize,
+        codes: usize,
+        labels: Option<(&Labels<'_>, &Self)>,
+    ) -> Result<()> {
         let params = HistogramParams {
             codes: codes as u32,
             bins: self.bins as u32,

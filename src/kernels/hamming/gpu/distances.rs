@@ -140,7 +140,13 @@ pub(super) struct Rows<'a> {
 }
 
 /// The words of a mask that speak of a window whose first code is number `first`, and words into the view; anything where there is no mask.
-pub(super) fn mask_window<'a>(gpu: &Gpu, mask: Option<&'a Buffer>, first: usize, len: usize, other: View<'a>) -> (View<'a>, u32) {
+pub(super) fn mask_window<'a>(
+    gpu: &Gpu,
+    mask: Option<&'a Buffer>,
+    first: usize,
+    len: usize,
+    other: View<'a>,
+) -> (View<'a>, u32) {
     match mask {
         None => (other, 0),
         Some(mask) => {

@@ -24,7 +24,8 @@ pub(crate) fn histograms(
     let (Storage::Gpu(_, codes), Storage::Gpu(_, wanted)) = (base.words().storage(), queries.words().storage()) else {
         unreachable!("only called for a GPU")
     };
-    let (Storage::Gpu(_, labels_buffer), Storage::Gpu(_, query_labels_buffer)) = (labels.storage(), query_labels.storage())
+    let (Storage::Gpu(_, labels_buffer), Storage::Gpu(_, query_labels_buffer)) =
+        (labels.storage(), query_labels.storage())
     else {
         unreachable!("only called for a GPU")
     };
@@ -41,8 +42,7 @@ pub(crate) fn histograms(
     };
     for first in (0..count).step_by(plan.block) {
         let block = first..count.min(first + plan.block);
-        let (of_all, of_relevant) =
-            (Histogram::new(gpu, block.len(), bins)?, Histogram::new(gpu, block.len(), bins)?);
+        let (of_all, of_relevant) = (Histogram::new(gpu, block.len(), bins)?, Histogram::new(gpu, block.len(), bins)?);
         for window in Base::rows(codes, base.len(), words).windows(gpu, plan.chunk) {
             let out = Rows { view: scratch.view(), offset: 0, stride };
             distances::record(gpu, Measure::Hamming, &wanted, block.clone(), &window, None, &out)?;

@@ -29,7 +29,14 @@ pub(super) struct Plan {
 
 impl Plan {
     /// `entry_bytes`: what else a query needs in one binding.
-    pub(super) fn new(gpu: &Gpu, words: usize, len: usize, key_bytes: usize, queries: usize, entry_bytes: usize) -> Result<Self> {
+    pub(super) fn new(
+        gpu: &Gpu,
+        words: usize,
+        len: usize,
+        key_bytes: usize,
+        queries: usize,
+        entry_bytes: usize,
+    ) -> Result<Self> {
         let chunk = chunk(gpu, words, key_bytes)?.min(len.next_multiple_of(64).max(64));
         let row = (chunk * key_bytes).max(entry_bytes).max(words * 4);
         let binding = gpu.max_binding() as usize;
@@ -38,7 +45,8 @@ impl Plan {
         }
         let block = (SCRATCH.min(binding) / row).max(1);
         let block = if block >= 16 { block / 16 * 16 } else { block };
-        let block = block.min(queries.max(1)).min(BLOCK).min(gpu.max_groups()).min(gpu.rows_per_window(PLACE, words * 4)?);
+        let block =
+            block.min(queries.max(1)).min(BLOCK).min(gpu.max_groups()).min(gpu.rows_per_window(PLACE, words * 16)?);
         Ok(Self { chunk, block })
     }
 }
@@ -84,15 +92,17 @@ impl<'a> Search<'a> {
         let keys = measure.keys();
         let fused = count <= FEW && measure == Measure::Hamming && k <= MAX_LIST;
         let key_bytes = if fused { 0 } else { measure.bytes() };
-        let codes = chunk(gpu, queries.words * measure.planes(), key_bytes)?.min(len.next_multiple_of(64).max(64));
+        let codes = chunk(gpu, queries.words, key_bytes)?.min(len.next_multiple_of(64).max(64));
         let held = match (k > MAX_LIST, measure) {
             (false, _) => codes.div_ceil(keys.tile()) * k,
             (true, Measure::Hamming) => Entries::sorted_room(keys, k).max(bits + 1),
             (true, _) => Entries::sorted_room(keys, codes),
         };
         // A table that exceeds a binding is gone through in parts.
-        let table = if measure == Measure::Float { (bits / 8 * tables::TABLE).min(gpu.max_binding() as usize) } else { 0 };
-        let plan = Plan::new(gpu, queries.words * measure.planes(), len, key_bytes, count, table.max(held.max(2 * k) * 4))?;
+        let table =
+            if measure == Measure::Float { (bits / 8 * tables::TABLE).min(gpu.max_binding() as usize) } else { 0 };
+        let rows = queries.words * measure.planes() * 4;
+        let plan = Plan::new(gpu, queries.words, len, key_bytes, count, table.max(held.max(2 * k) * 4).max(rows))?;
         Ok(Self { gpu, queries, count, measure, bits, k, mask, fused, plan, blocks: Vec::new() })
     }
 
@@ -208,7 +218,15 @@ impl<'a> Search<'a> {
                 self.keys(block, window, first, &rows())?;
             }
             compaction.count(&scratch, stride, window.len)?;
-            compaction.write(&scratch, stride, window.len, first + window.first, starts.view(), (keys.view(), ids.view()), 0)?;
+            compaction.write(
+                &scratch,
+                stride,
+                window.len,
+                first + window.first,
+                starts.view(),
+                (keys.view(), ids.view()),
+                0,
+            )?;
         }
         let source = Source::Lists { keys: keys.view(), ids: ids.view(), stride: self.k };
         let entries = self.entries(block.queries, None);
@@ -227,13 +245,8 @@ impl<'a> Search<'a> {
                 View::window(buffer, first, bytes, self.gpu.binding_alignment())
             };
             let ((keys, keys_shift), (ids, ids_shift)) = (window(&keys), window(&ids));
-            let to = Slot {
-                keys,
-                ids,
-                offset: keys_shift as usize / 4,
-                ids_offset: ids_shift as usize / 4,
-                stride: self.k,
-            };
+            let to =
+                Slot { keys, ids, offset: keys_shift as usize / 4, ids_offset: ids_shift as usize / 4, stride: self.k };
             let from = Slot::whole(&block.keys, &block.ids, 2 * self.k);
             let length = if block.filled { self.k } else { 0 };
             merge_runs(self.gpu, block.queries, &from, length, self.k.max(1), self.k, u32::MAX, &to)?;

@@ -32,7 +32,8 @@ pub(crate) fn nearest_int4(
     allowed: Option<&[u32]>,
 ) -> Result<Neighbours<f32>> {
     let upload = |bytes| store.gpu.upload(PLACE, bytes);
-    let (totals, scales) = (upload(bytemuck::cast_slice(&queries.totals))?, upload(bytemuck::cast_slice(&queries.scales))?);
+    let (totals, scales) =
+        (upload(bytemuck::cast_slice(&queries.totals))?, upload(bytemuck::cast_slice(&queries.scales))?);
     let wanted = Queries { buffer: words(&queries.planes), words: store.words, totals: Some(&totals) };
     let count = queries.totals.len();
     let found = search(store, wanted, count, Measure::Int4, k, allowed)?;

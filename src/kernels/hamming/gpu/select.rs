@@ -1,7 +1,7 @@
 //! The nearest of many entries in order: lists of every 1024 or 2048, then lists of lists, or sorted runs merged.
 
-use super::distances::{Queries, mask_window};
 use super::base::Window;
+use super::distances::{Queries, mask_window};
 use super::{NONE, PLACE};
 use crate::Result;
 use crate::gpu::{Buffer, Constant, Gpu, Kernel, Needs, Params, View, params, shader};
@@ -179,7 +179,15 @@ pub(super) const MAX_LIST: usize = 256;
 
 impl Entries<'_> {
     /// Records the `k` nearest of every `step` of `count` entries a query. Ids of codes count from `first`. `out.offset` goes for ids too.
-    fn lists(&self, source: Source<'_>, first: usize, count: usize, step: usize, k: usize, out: &Slot<'_>) -> Result<()> {
+    fn lists(
+        &self,
+        source: Source<'_>,
+        first: usize,
+        count: usize,
+        step: usize,
+        k: usize,
+        out: &Slot<'_>,
+    ) -> Result<()> {
         let mut params = SelectParams {
             count: count as u32,
             step: step as u32,
@@ -217,9 +225,11 @@ impl Entries<'_> {
                     window.len,
                     view,
                 );
-                (params.in_offset, params.in_stride, params.words) = (offset, queries.words as u32, window.words as u32);
+                (params.in_offset, params.in_stride, params.words) =
+                    (offset, queries.words as u32, window.words as u32);
                 params.code_offset = window.offset as u32;
-                [params.tile_stride, params.code_stride, params.word_stride] = window.strides.map(|stride| stride as u32);
+                [params.tile_stride, params.code_stride, params.word_stride] =
+                    window.strides.map(|stride| stride as u32);
                 (params.mask_offset, params.masked) = (mask_offset, mask.is_some().into());
                 bindings.extend([view, window.view, mask_view]);
                 &FROM_CODES
@@ -251,7 +261,14 @@ impl Entries<'_> {
     }
 
     /// Records the `k` nearest of `count` entries a query, in order, to `out`; [`NONE`] where there are fewer.
-    pub(super) fn nearest(&self, source: Source<'_>, first: usize, count: usize, k: usize, out: &Slot<'_>) -> Result<()> {
+    pub(super) fn nearest(
+        &self,
+        source: Source<'_>,
+        first: usize,
+        count: usize,
+        k: usize,
+        out: &Slot<'_>,
+    ) -> Result<()> {
         if k > MAX_LIST {
             return self.sorted(source, first, count, k, u32::MAX, out);
         }

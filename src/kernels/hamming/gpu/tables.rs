@@ -61,13 +61,8 @@ pub(super) fn record(
         let held = if block.len() > 1 { block.len() * bytes } else { part };
         let start = (block.start * bytes + first) * TABLE;
         let (view, shift) = View::window(tables, start as u64, (held * TABLE) as u64, gpu.binding_alignment());
-        let (mask_view, mask_offset) = mask_window(
-            gpu,
-            mask.map(|(mask, _)| mask),
-            mask.map_or(0, |(_, first)| first),
-            window.len,
-            window.view,
-        );
+        let (mask_view, mask_offset) =
+            mask_window(gpu, mask.map(|(mask, _)| mask), mask.map_or(0, |(_, first)| first), window.len, window.view);
         let params = TablesParams {
             queries: block.len() as u32,
             codes: window.len as u32,

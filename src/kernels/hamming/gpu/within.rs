@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use ndarray::Ix1;
 
+use super::PLACE;
 use super::base::Store;
 use super::compact::{Compaction, Histogram};
 use super::distances::{self, Measure, Queries, Rows};
 use super::nearest::Plan;
 use super::select::{Entries, Keys, Slot, Source};
-use super::PLACE;
 use crate::Result;
 use crate::gpu::{Buffer, View, block_on};
 use crate::hamming::{Codes, Ranges};
@@ -35,7 +35,12 @@ pub(crate) fn within(store: &Store, queries: &Codes, radius: u32, allowed: Optio
 }
 
 /// [`within`] where a thread must not block.
-pub(crate) async fn within_async(store: &Store, queries: &Codes, radius: u32, allowed: Option<&[u32]>) -> Result<Ranges> {
+pub(crate) async fn within_async(
+    store: &Store,
+    queries: &Codes,
+    radius: u32,
+    allowed: Option<&[u32]>,
+) -> Result<Ranges> {
     let Storage::Gpu(gpu, buffer) = queries.words().storage() else { unreachable!("only called for a GPU") };
     let count = queries.len();
     let checks = crate::kernels::inherit(&[&store.checks, queries.words().checks()]);
