@@ -199,10 +199,10 @@ pub(crate) fn nearest_float(
 }
 
 /// All codes in `allowed` at most `radius` from each query, by (distance, lowest id). Waits.
-pub(crate) fn within(store: &Store, queries: &Codes, radius: u32, allowed: Option<&[u32]>) -> Result<Ranges> {
+pub(crate) async fn within(store: &Store, queries: &Codes, radius: u32, allowed: Option<&[u32]>) -> Result<Ranges> {
     match (store, queries.words().storage()) {
         (Store::Host(tiles), Storage::Host(_)) => cpu::within(tiles, queries, radius, allowed),
-        (Store::Gpu(store), Storage::Gpu(..)) => gpu::within(store, queries, radius, allowed),
+        (Store::Gpu(store), Storage::Gpu(..)) => gpu::within(store, queries, radius, allowed).await,
         _ => unreachable!("both are on one device"),
     }
 }

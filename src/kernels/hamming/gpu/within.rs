@@ -11,7 +11,7 @@ use super::distances::{self, Measure, Queries, Rows};
 use super::nearest::Plan;
 use super::select::{Entries, Keys, Slot, Source};
 use crate::Result;
-use crate::gpu::{Buffer, View, block_on};
+use crate::gpu::{Buffer, View};
 use crate::hamming::{Codes, Ranges};
 use crate::tensor::{Storage, Tensor};
 
@@ -30,17 +30,7 @@ struct Balls<'a> {
 }
 
 /// As the CPU's: all codes at most `radius` from each query. Waits for their numbers.
-pub(crate) fn within(store: &Store, queries: &Codes, radius: u32, allowed: Option<&[u32]>) -> Result<Ranges> {
-    block_on(within_async(store, queries, radius, allowed))
-}
-
-/// [`within`] where a thread must not block.
-pub(crate) async fn within_async(
-    store: &Store,
-    queries: &Codes,
-    radius: u32,
-    allowed: Option<&[u32]>,
-) -> Result<Ranges> {
+pub(crate) async fn within(store: &Store, queries: &Codes, radius: u32, allowed: Option<&[u32]>) -> Result<Ranges> {
     let Storage::Gpu(gpu, buffer) = queries.words().storage() else { unreachable!("only called for a GPU") };
     let count = queries.len();
     let checks = crate::kernels::inherit(&[&store.checks, queries.words().checks()]);
