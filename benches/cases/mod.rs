@@ -2,6 +2,7 @@
 
 mod attention;
 mod bessel;
+mod hamming;
 mod kv;
 mod layers;
 mod matmul;
@@ -22,6 +23,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("attention", attention::run),
     ("layers", layers::run),
     ("kv", kv::run),
+    ("hamming", hamming::run),
     ("transfer", transfer::run),
 ];
 

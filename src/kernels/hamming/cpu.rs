@@ -18,7 +18,7 @@ use crate::hamming::{Codes, Neighbours, Ranges};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 use select::{Collect, Nearest, Within};
-use simd::{GROUP, Hits, Isa, TILE};
+use simd::{GROUP, Isa, TILE};
 pub(crate) use tiles::Tiles;
 use walk::Base;
 
@@ -97,16 +97,18 @@ fn collect<T: crate::Element>(
     let (mut ids, mut distances) = (host_memory::<u32>(PLACE, count)?, host_memory::<T>(PLACE, count)?);
     if count > 0 {
         let rows = plan.queries * k;
-        ids.par_chunks_mut(rows).zip(distances.par_chunks_mut(rows)).enumerate().for_each(|(task, (ids, distances))| {
-            let first = task * plan.queries;
-            let found = search(first..queries.min(first + plan.queries));
-            let rows = ids.chunks_exact_mut(k).zip(distances.chunks_exact_mut(k));
-            for (query, ((ids, distances), keys)) in rows.zip(found).enumerate() {
-                for ((id, distance), key) in ids.iter_mut().zip(distances).zip(keys) {
-                    (*id, *distance) = (key as u32, value(first + query, (key >> 32) as u32));
+        ids.par_chunks_mut(rows).zip(distances.par_chunks_mut(rows)).enumerate().for_each(
+            |(task, (ids, distances))| {
+                let first = task * plan.queries;
+                let found = search(first..queries.min(first + plan.queries));
+                let rows = ids.chunks_exact_mut(k).zip(distances.chunks_exact_mut(k));
+                for (query, ((ids, distances), keys)) in rows.zip(found).enumerate() {
+                    for ((id, distance), key) in ids.iter_mut().zip(distances).zip(keys) {
+                        (*id, *distance) = (key as u32, value(first + query, (key >> 32) as u32));
+                    }
                 }
-            }
-        });
+            },
+        );
     }
     let shape = (queries, k);
     match (Array2::from_shape_vec(shape, ids), Array2::from_shape_vec(shape, distances)) {
@@ -164,8 +166,7 @@ pub(crate) fn nearest_int4(
     let planes = prepared.chunks_exact(INT4 * stride).zip(&queries.totals);
     let planes: Vec<_> = planes.map(|(plane, &total)| rated::Planes { prepared: plane.to_vec(), total }).collect();
     let plan = Plan::new(tiles, planes.len(), 16 * k);
-    let search =
-        |which: Range<usize>| plan.merged(|range| rated::asymmetric(&base, range, &planes[which.clone()], k));
+    let search = |which: Range<usize>| plan.merged(|range| rated::asymmetric(&base, range, &planes[which.clone()], k));
     collect(planes.len(), k, &plan, search, |query, sum| sum as f32 * queries.scales[query])
 }
 
@@ -266,29 +267,4 @@ impl Collect for All<'_> {
         let row = &mut self.0[first as usize..];
         row.iter_mut().zip(distances).for_each(|(to, &distance)| *to = distance);
     }
-}
-
-/// Calls `each` with (query, first id, distances) of all codes, a tile at a time; the last tile may have fewer. For tests and histograms.
-#[allow(dead_code)]
-pub(crate) fn each_tile(
-    tiles: &Tiles,
-    queries: &Codes,
-    mut each: impl FnMut(usize, usize, &[u16]),
-) {
-    let base = Base::new(tiles, None);
-    let prepared = prepare(base.isa, queries.bits(), &words(queries));
-    let stride = base.isa.prepared(tiles.bytes());
-    let mut hits: [Hits; GROUP] = Default::default();
-    base.blocks(0..tiles.count(), |block| {
-        for (group, queries) in prepared.chunks(GROUP * stride).enumerate() {
-            let count = queries.len() / stride;
-            block.scan(queries, &[i32::MAX; GROUP][..count], &mut hits[..count]);
-            for (query, hits) in hits[..count].iter().enumerate() {
-                for (&(tile, _), distances) in hits.tiles.iter().zip(&hits.distances) {
-                    let first = block.first_id(tile) as usize;
-                    each(group * GROUP + query, first, &distances[..TILE.min(tiles.len() - first)]);
-                }
-            }
-        }
-    });
 }

@@ -138,9 +138,7 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn query(from: *const u8) -> [__m256i; 2] {
-            unsafe {
-                [0, 16].map(|at| _mm256_broadcastsi128_si256(_mm_loadu_si128(from.add(at).cast())))
-            }
+            unsafe { [0, 16].map(|at| _mm256_broadcastsi128_si256(_mm_loadu_si128(from.add(at).cast()))) }
         }
         #[inline(always)]
         unsafe fn add(counts: __m256i, codes: [__m256i; 2], query: [__m256i; 2]) -> __m256i {
