@@ -19,8 +19,8 @@ fn noise(rows: usize, dim: usize, seed: u64) -> Array2<f32> {
 
 /// Distances and their order come from the host, so a GPU's rounding must not show: copies of rows, rows that cancel, more than a tile.
 fn neighbours<T: Element + MatmulElement<Sum = f32>>(device: &Device, of: fn(f32) -> T) -> Result<()> {
-    let base = Array2::from_shape_fn((8700, 40), |(i, j)| noise_at(i % 8600, j));
-    let queries = noise(300, 40, 2);
+    let base = Array2::from_shape_fn((8300, 24), |(i, j)| noise_at(i % 8200, j));
+    let queries = noise(260, 24, 2);
     for (base, queries) in
         [(base, queries), (noise(500, 21, 3).mapv(|x| 100.0 + 0.01 * x), noise(7, 21, 4).mapv(|x| 100.0 + 0.01 * x))]
     {
