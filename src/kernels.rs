@@ -25,7 +25,7 @@ pub use bessel::{
 
 use crate::gpu::{Check, Constant, Kernel};
 pub use column_sums::column_sums;
-pub use hamming::hamming;
+pub use hamming::{hamming, hamming_histograms};
 pub use matmul::{MatmulElement, matmul};
 pub use mixture_posterior::{Posterior, PosteriorSummary, mixture_posterior, mixture_summary};
 pub use normalize_rows::normalize_rows;
@@ -41,11 +41,13 @@ pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
         attention::variants(),
         bessel::variants(),
         column_sums::variants(),
+        hamming::variants(),
         interacting_layer::variants(),
         limits::variants(),
         matmul::variants(),
         mixture_posterior::variants(),
         normalize_rows::variants(),
+        sign_pack::variants(),
         strips::variants(),
     ]
     .into_iter()

@@ -2,6 +2,7 @@
 
 mod attention;
 mod bessel;
+mod hamming_gpu;
 mod kv;
 mod layers;
 mod matmul;
@@ -22,6 +23,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("attention", attention::run),
     ("layers", layers::run),
     ("kv", kv::run),
+    ("hamming", hamming_gpu::run),
     ("transfer", transfer::run),
 ];
 

@@ -1,22 +1,27 @@
 //! [`Index`]: codes to search among.
 
-use crate::hamming::codes::{check_bits, width};
-use crate::hamming::{Codes, Mask, Neighbours, Ranges, SearchOptions};
-use crate::kernels::hamming::{self, Store};
-use crate::{Device, Error, Result};
+use std::fmt;
 
-const PLACE: &str = "hamming::Index";
+use ndarray::Ix2;
+
+use crate::gpu::block_on;
+use crate::hamming::codes::{check_bits, width};
+use crate::hamming::{Codes, Mask, Neighbours, Precision, Ranges, SearchOptions, asymmetric};
+use crate::kernels::hamming::{self, Store};
+use crate::{Device, Error, Result, Tensor};
+
+pub(super) const PLACE: &str = "hamming::Index";
 
 /// Codes of one width on a device, searched exactly.
 ///
 /// Ids are given in order of adding and stay: what is removed leaves a gap. They are 32 bits, counted from [`Index::first_id`].
 pub struct Index {
-    device: Device,
-    bits: usize,
-    first_id: u64,
-    store: Store,
+    pub(super) device: Device,
+    pub(super) bits: usize,
+    pub(super) first_id: u64,
+    pub(super) store: Store,
     /// Ids that are still there; None while none was removed.
-    present: Option<Mask>,
+    pub(super) present: Option<Mask>,
 }
 
 impl Index {
@@ -117,14 +122,63 @@ impl Index {
         Ok(found)
     }
 
+    /// As [`Index::search`] by Jaccard distance, 1 - intersection / union of the bits set; 0 for two codes without any. Order and ties are exact:
+    /// fractions are compared as integers, then rounded to f32.
+    ///
+    /// # Errors
+    /// As [`Index::search`].
+    pub fn search_jaccard(&self, queries: &Codes, options: &SearchOptions) -> Result<Neighbours<f32>> {
+        self.check("queries", queries)?;
+        let (k, allowed) = self.admit(options)?;
+        let mut found = hamming::nearest_jaccard(&self.store, queries, k, allowed.as_ref().map(Mask::words))?;
+        found.first_id = self.first_id;
+        Ok(found)
+    }
+
+    /// As [`Index::search`] for queries that are not binary, [queries, bits]: the distance of a code is the sum of |q_j| over the components whose sign
+    /// (>= 0 or not) differs from its bit j. With bits as signs s = 1 or -1 that is (sum |q_j| - q's) / 2: the order is that of the inner product.
+    ///
+    /// Sums in f32 are within bits / 8 roundings of exact; those of int4 are exact for the query as it was rounded. Waits for the queries.
+    ///
+    /// # Errors
+    /// As [`Index::search`]; [`Error::Shape`] for another number of components; [`Error::Domain`] names the first that is not finite.
+    pub fn search_asymmetric(
+        &self,
+        queries: &Tensor<f32, Ix2>,
+        precision: Precision,
+        options: &SearchOptions,
+    ) -> Result<Neighbours<f32>> {
+        self.device.same(PLACE, "queries", queries.device())?;
+        let (k, allowed) = self.admit(options)?;
+        let rows = asymmetric::admit(queries, self.bits)?;
+        let allowed = allowed.as_ref().map(Mask::words);
+        let mut found = match precision {
+            Precision::Float => hamming::nearest_float(&self.store, queries, k, allowed)?,
+            Precision::Int4 => {
+                let queries = asymmetric::quantise(&self.device, &rows)?;
+                hamming::nearest_int4(&self.store, &queries, k, allowed)?
+            }
+        };
+        found.first_id = self.first_id;
+        Ok(found)
+    }
+
     /// All codes at most `radius` bits from each query; waits for their number.
     ///
     /// # Errors
     /// As [`Index::search`].
     pub fn within(&self, queries: &Codes, radius: u32, allowed: Option<&Mask>) -> Result<Ranges> {
+        block_on(self.within_async(queries, radius, allowed))
+    }
+
+    /// [`Index::within`] where a thread must not block.
+    ///
+    /// # Errors
+    /// As [`Index::within`].
+    pub async fn within_async(&self, queries: &Codes, radius: u32, allowed: Option<&Mask>) -> Result<Ranges> {
         self.check("queries", queries)?;
         let allowed = self.among(allowed)?;
-        let mut found = hamming::within(&self.store, queries, radius, allowed.as_ref().map(Mask::words))?;
+        let mut found = hamming::within(&self.store, queries, radius, allowed.as_ref().map(Mask::words)).await?;
         found.first_id = self.first_id;
         Ok(found)
     }
@@ -165,8 +219,14 @@ impl Index {
     }
 }
 
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Index of {} codes of {} bits on {}", self.len(), self.bits, self.device)
+    }
+}
+
 /// A mask that allows all of `len`.
-fn all_words(len: usize) -> Vec<u32> {
+pub(super) fn all_words(len: usize) -> Vec<u32> {
     let mut words = vec![u32::MAX; len.div_ceil(32)];
     if let Some(last) = words.last_mut()
         && !len.is_multiple_of(32)

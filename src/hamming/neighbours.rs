@@ -35,33 +35,38 @@ impl<T: Element> Neighbours<T> {
     /// # Errors
     /// [`Error::Shape`] where the numbers of queries differ; those of [`Tensor::to_array`].
     pub fn merge(parts: &[Self], k: usize) -> Result<(Array2<u64>, Array2<T>)> {
-        let queries = parts.first().map_or(0, |part| part.ids.shape()[0]);
-        let mut all: Vec<Vec<(T, u64)>> = vec![Vec::new(); queries];
-        for part in parts {
-            if part.ids.shape()[0] != queries {
-                return Err(Error::Shape {
-                    place: "Neighbours::merge",
-                    quantity: "ids",
-                    expected: format!("{queries} queries, as in the first part"),
-                    found: part.ids.shape().to_vec(),
-                });
-            }
-            let (ids, distances) = (part.global_ids()?, part.distances.to_array()?);
-            for ((all, ids), distances) in all.iter_mut().zip(ids.rows()).zip(distances.rows()) {
-                all.extend(distances.iter().copied().zip(ids.iter().copied()));
-            }
-        }
-        let k = all.first().map_or(0, Vec::len).min(k);
-        let (mut ids, mut distances) = (Array2::zeros((queries, k)), Array2::from_elem((queries, k), T::zeroed()));
-        for (query, mut all) in all.into_iter().enumerate() {
-            // No distance is NaN.
-            all.sort_by(|a, b| a.0.partial_cmp(&b.0).unwrap_or(std::cmp::Ordering::Equal).then(a.1.cmp(&b.1)));
-            for (rank, (distance, id)) in all.into_iter().take(k).enumerate() {
-                (ids[[query, rank]], distances[[query, rank]]) = (id, distance);
-            }
-        }
-        Ok((ids, distances))
+        let arrays = parts.iter().map(|part| Ok((part.global_ids()?, part.distances.to_array()?)));
+        merge(&arrays.collect::<Result<Vec<_>>>()?, k)
     }
+}
+
+/// The k smallest of each row among `parts`, ids and distances, by (distance, id).
+pub(super) fn merge<T: Element>(parts: &[(Array2<u64>, Array2<T>)], k: usize) -> Result<(Array2<u64>, Array2<T>)> {
+    let queries = parts.first().map_or(0, |(ids, _)| ids.nrows());
+    let mut all: Vec<Vec<(T, u64)>> = vec![Vec::new(); queries];
+    for (ids, distances) in parts {
+        if ids.nrows() != queries {
+            return Err(Error::Shape {
+                place: "Neighbours::merge",
+                quantity: "ids",
+                expected: format!("{queries} queries, as in the first part"),
+                found: ids.shape().to_vec(),
+            });
+        }
+        for ((all, ids), distances) in all.iter_mut().zip(ids.rows()).zip(distances.rows()) {
+            all.extend(distances.iter().copied().zip(ids.iter().copied()));
+        }
+    }
+    let k = all.first().map_or(0, Vec::len).min(k);
+    let (mut ids, mut distances) = (Array2::zeros((queries, k)), Array2::from_elem((queries, k), T::zeroed()));
+    for (query, mut all) in all.into_iter().enumerate() {
+        // No distance is NaN.
+        all.sort_by(|a, b| a.0.partial_cmp(&b.0).unwrap_or(std::cmp::Ordering::Equal).then(a.1.cmp(&b.1)));
+        for (rank, (distance, id)) in all.into_iter().take(k).enumerate() {
+            (ids[[query, rank]], distances[[query, rank]]) = (id, distance);
+        }
+    }
+    Ok((ids, distances))
 }
 
 /// All codes within a radius of each query. Those of query q are `offsets[q]..offsets[q + 1]` of `ids` and `distances`, in order of (distance, lowest id).

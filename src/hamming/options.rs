@@ -97,3 +97,12 @@ impl SearchOptions {
         self
     }
 }
+
+/// In what precision queries that are not binary are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// f32.
+    Float,
+    /// A sign and a magnitude of 3 bits, of the query's largest: four Hamming distances a code, summed in integers, so the same on every device.
+    Int4,
+}

@@ -1,11 +1,15 @@
 //! Signs of a matrix as bits: what makes codes of projections.
 
+mod gpu;
+
 use ndarray::{Array2, Axis, Ix1, Ix2};
 use rayon::prelude::*;
 
 use super::matmul::MatmulElement;
 use crate::tensor::{Storage, Tensor};
 use crate::{Error, Result};
+
+pub(crate) use gpu::variants;
 
 /// What sets a bit. The two differ where a value equals its threshold: for features that are often 0 (behind a ReLU) that is most of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -88,9 +92,7 @@ pub fn sign_pack<T: MatmulElement<Sum = f32>>(
                 None => Ok(Tensor::host(packed)),
             }
         }
-        (Storage::Gpu(gpu, _), _) => {
-            Err(Error::Unsupported { place, feature: "packing signs", device: gpu.to_string() })
-        }
+        (Storage::Gpu(..), _) => gpu::on_gpu(place, values, thresholds, rule),
     }
 }
 

@@ -170,6 +170,36 @@ pub(crate) fn nearest_int4(
     collect(planes.len(), k, &plan, search, |query, sum| sum as f32 * queries.scales[query])
 }
 
+pub(crate) fn nearest_float(
+    tiles: &Tiles,
+    queries: &ArrayView2<'_, f32>,
+    k: usize,
+    allowed: Option<&[u32]>,
+) -> Result<Neighbours<f32>> {
+    let base = Base::new(tiles, allowed);
+    // Of tables there are 32 floats a bit and query.
+    let plan = Plan::new(tiles, queries.nrows(), 16 * k + 128 * queries.ncols());
+    let search = |which: Range<usize>| {
+        let tables: Vec<_> = which.map(|query| tables(queries.row(query).iter().copied())).collect();
+        plan.merged(|range| rated::tables(&base, range, &tables, k))
+    };
+    collect(queries.nrows(), k, &plan, search, |_, sum| f32::from_bits(sum))
+}
+
+/// For each byte of a code and each value of it: the sum of magnitudes of the components whose sign differs from its bit.
+pub(super) fn tables(query: impl Iterator<Item = f32>) -> Vec<[f32; 256]> {
+    let query: Vec<f32> = query.collect();
+    let table = |components: &[f32]| {
+        std::array::from_fn(|value| {
+            let differs = |(bit, component): (usize, &f32)| {
+                if (value >> bit & 1 == 1) == (*component >= 0.0) { 0.0 } else { f64::from(component.abs()) }
+            };
+            components.iter().enumerate().map(differs).sum::<f64>() as f32
+        })
+    };
+    query.chunks_exact(8).map(table).collect()
+}
+
 pub(crate) fn within(tiles: &Tiles, queries: &Codes, radius: u32, allowed: Option<&[u32]>) -> Result<Ranges> {
     let (base, bits) = (Base::new(tiles, allowed), queries.bits());
     let prepared = prepare(base.isa, bits, &words(queries));

@@ -55,8 +55,8 @@ fn limit_of(below: u64, weights: u32) -> i32 {
     if below == u64::MAX {
         return i32::MAX;
     }
-    // The key rounds down, by at most 2^-28.
-    let t = ((below >> 32) + 2) as f64 / f64::from(1u32 << 28);
+    // The key rounds down, by at most 2^-30.
+    let t = ((below >> 32) + 2) as f64 / f64::from(1u32 << 30);
     if t >= 1.0 { i32::MAX } else { (t * f64::from(weights) / (2.0 - t)).ceil() as i32 }
 }
 
@@ -89,6 +89,26 @@ pub(super) fn asymmetric(base: &Base<'_>, range: Range<usize>, queries: &[Planes
                 let limit = (found.below >> 32).min(u32::MAX.into()) as u32;
                 for code in (0..TILE).filter(|code| sums[*code] <= limit && which >> code & 1 == 1) {
                     found.push(sums[code], block.first_id(tile) + code as u32);
+                }
+            }
+        }
+    });
+    found.into_iter().map(Smallest::finish).collect()
+}
+
+/// The k nearest by sums of `tables`, [byte of a code][value of that byte], among a range of tiles; one set of tables a query.
+pub(super) fn tables(base: &Base<'_>, range: Range<usize>, queries: &[Vec<[f32; 256]>], k: usize) -> Vec<Vec<u64>> {
+    let mut found: Vec<Smallest> = queries.iter().map(|_| Smallest::new(k)).collect();
+    base.blocks(range, |block| {
+        for (tables, found) in queries.iter().zip(&mut found) {
+            for (number, &admitted) in block.admitted.iter().enumerate().filter(|(_, admitted)| **admitted != 0) {
+                let mut sums = [0.0f32; TILE];
+                for (row, table) in block.tile(number).chunks_exact(TILE).zip(tables) {
+                    sums.iter_mut().zip(row).for_each(|(sum, &byte)| *sum += table[usize::from(byte)]);
+                }
+                for (code, sum) in sums.iter().enumerate().filter(|(code, _)| admitted >> code & 1 == 1) {
+                    // None is negative, so their bits order as they do.
+                    found.push(sum.to_bits(), block.first_id(number as u32) + code as u32);
                 }
             }
         }

@@ -87,6 +87,11 @@ impl Block<'_> {
         self.isa.scan(self.data, self.bytes, self.admitted, queries, limits, hits);
     }
 
+    /// The rows of a tile of this block.
+    pub(super) fn tile(&self, number: usize) -> &[u8] {
+        &self.data[number * self.bytes * TILE..][..self.bytes * TILE]
+    }
+
     /// The id of the first code of a tile of this block.
     pub(super) fn first_id(&self, tile: u32) -> u32 {
         ((self.first + tile as usize) * TILE) as u32
