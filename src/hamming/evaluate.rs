@@ -6,6 +6,8 @@
 mod average;
 mod count;
 
+use std::hash::Hash;
+
 use ndarray::Array2;
 
 use super::Codes;
@@ -112,7 +114,7 @@ struct OfQuery {
 
 /// Retrieval of `base` (one label a code) by `queries` (one label each): a code is relevant to a query of its label.
 ///
-/// * codes of one width on one device; distances are computed there, histograms on the host
+/// * codes of one width on one device: distances are computed there, and counted there; the order of ties is counted on the host
 ///
 /// Precision's and recall's means, and mAP, are over all queries; a query with nothing relevant has an average precision of 0 and counts.
 ///
@@ -122,7 +124,7 @@ struct OfQuery {
 /// # Errors
 /// [`Error::Argument`] for codes of other widths, or N = 0; [`Error::Shape`] where base or queries are empty, where there is not one label a code, or for leave-one-out
 /// as many queries as codes; [`Error::DeviceMismatch`]; the device's own.
-pub fn evaluate<L: Eq + Sync>(
+pub fn evaluate<L: Eq + Hash + Sync>(
     base: &Codes,
     labels: &[L],
     queries: &Codes,
@@ -136,7 +138,7 @@ pub fn evaluate<L: Eq + Sync>(
 ///
 /// # Errors
 /// As [`evaluate()`].
-pub async fn evaluate_async<L: Eq + Sync>(
+pub async fn evaluate_async<L: Eq + Hash + Sync>(
     base: &Codes,
     labels: &[L],
     queries: &Codes,

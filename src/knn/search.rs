@@ -11,9 +11,11 @@ use crate::kernels::{self, MatmulElement};
 use crate::tensor::Tensor;
 use crate::{Device, Error, Result};
 
-/// Rows of the base and of the queries in a tile of products: 8 MiB of them, and a row of it within the smallest binding.
+/// Rows of the base and of the queries in a tile of products: 8 MiB of them.
 const BASE_TILE: usize = 8192;
 const QUERY_TILE: usize = 256;
+/// Rows of products that a binding holds at least, or most of a workgroup's 64 would have nothing to do.
+const BINDING_ROWS: usize = 64;
 /// Queries whose candidates are held at a time.
 const QUERIES: usize = 4096;
 
@@ -170,8 +172,10 @@ async fn candidates<T: MatmulElement<Sum = f32>>(
     let bound = Bound::new(base.rows.ncols());
     let mut all: Vec<Candidates> = (first..end).map(|_| Candidates::new(k)).collect();
     let rows = base.rows.nrows();
-    for base_first in (0..rows).step_by(BASE_TILE) {
-        let base_end = (base_first + BASE_TILE).min(rows);
+    let most = device.as_gpu().map_or(BASE_TILE, |gpu| gpu.max_binding() as usize / (4 * BINDING_ROWS));
+    let step = BASE_TILE.min(most).max(1);
+    for base_first in (0..rows).step_by(step) {
+        let base_end = (base_first + step).min(rows);
         let lengths = &base.lengths[base_first..base_end];
         let tile = Operand::new(device, base.factors(metric, base_first, base_end))?;
         for query_first in (first..end).step_by(QUERY_TILE) {

@@ -59,7 +59,7 @@ fn hyperplanes_are_products() {
     assert_ne!(binarizer, Binarizer::hyperplanes(50, 96, 8).unwrap());
     let found = unpacked(&rows, &binarizer);
     let projected = binarizer.project(&tensor(&rows)).unwrap().to_array().unwrap();
-    let unit = binarizer.project(&tensor(&Array2::eye(50))).unwrap().to_array().unwrap();
+    let unit = binarizer.project(&tensor(&Array2::<f32>::eye(50))).unwrap().to_array().unwrap();
     let exact = rows.mapv(f64::from).dot(&unit.mapv(f64::from));
     let mut close = 0;
     for ((i, j), bit) in found.indexed_iter() {

@@ -20,7 +20,7 @@ pub enum Fusion {
 /// One matrix of features (n, D) from several views (n, d_v) of the same n things, each times its weight, side by side or added up, on the device of the
 /// views. A [`Binarizer`](super::Binarizer) then makes one code of it.
 ///
-/// Views should be of one scale, or the larger outweighs the others: [`normalize_rows`](crate::kernels::normalize_rows) before. On a GPU it is a matrix product
+/// Views should be of one scale, or the larger outweighs the others: [`normalize_rows`](crate::kernels::normalize_rows()) before. On a GPU it is a matrix product
 /// with scaled unit matrices (exact but for one rounding a view).
 ///
 /// # Errors

@@ -1,6 +1,9 @@
 //! The passes over the base: tiles of distances from the device, counted on the host.
 
-use ndarray::{Array2, Axis, s};
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use ndarray::{Array1, Array2, Axis, s};
 use rayon::prelude::*;
 
 use super::OfQuery;
@@ -40,15 +43,43 @@ struct Walk {
     tops: Vec<(f64, u64)>,
 }
 
-impl<L: Eq + Sync> Task<'_, L> {
+impl<L: Eq + Hash + Sync> Task<'_, L> {
     /// (all, relevant) at each distance, for queries `first..end`.
     pub async fn histograms(&self, first: usize, end: usize) -> Result<Vec<Vec<[u32; 2]>>> {
+        if !self.base.device().is_cpu() {
+            return self.histograms_of_gpu(first, end).await;
+        }
         let mut counts = vec![vec![[0u32; 2]; self.base.bits() + 1]; end - first];
         self.each_distance(first, end, &mut counts, |counts, distance, relevant| {
             counts[distance][0] += 1;
             counts[distance][1] += u32::from(relevant);
         })
         .await?;
+        Ok(counts)
+    }
+
+    /// The same, counted on a GPU.
+    async fn histograms_of_gpu(&self, first: usize, end: usize) -> Result<Vec<Vec<[u32; 2]>>> {
+        let device = self.base.device();
+        let mut numbers: HashMap<&L, u32> = HashMap::new();
+        let mut number = |label| {
+            let next = numbers.len() as u32;
+            *numbers.entry(label).or_insert(next)
+        };
+        let labels: Array1<u32> = self.labels.iter().map(&mut number).collect();
+        let wanted: Array1<u32> = self.query_labels[first..end].iter().map(&mut number).collect();
+        let queries = words(self.queries).await?;
+        let queries = Codes::trusted(device.tensor(&queries.slice(s![first..end, ..]))?, self.base.bits());
+        let (all, relevant) =
+            kernels::hamming_histograms(self.base, &device.tensor(&labels)?, &queries, &device.tensor(&wanted)?)?;
+        let (all, relevant) = (all.to_array_async().await?, relevant.to_array_async().await?);
+        let mut counts: Vec<Vec<[u32; 2]>> = (all.outer_iter().zip(relevant.outer_iter()))
+            .map(|(all, relevant)| all.iter().zip(relevant).map(|(all, relevant)| [*all, *relevant]).collect())
+            .collect();
+        if self.leave_one_out {
+            // Each is at distance 0 of itself, and of its own label.
+            counts.iter_mut().for_each(|counts| counts[0] = [counts[0][0] - 1, counts[0][1] - 1]);
+        }
         Ok(counts)
     }
 
