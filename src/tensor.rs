@@ -14,11 +14,11 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// An element of a tensor: f32, f64, f16, u32 or i32.
+/// An element of a tensor: f32, f64, f16, u32, i32 or u16.
 pub trait Element:
     sealed::Sealed + bytemuck::Pod + Default + PartialOrd + Debug + Display + Send + Sync + 'static
 {
-    /// The name of the type in Rust and WGSL.
+    /// The name of the type in Rust and WGSL (which has no u16: kernels write two to a word).
     const NAME: &'static str;
 }
 
@@ -37,7 +37,7 @@ macro_rules! elements {
         }
     )* };
 }
-elements!(f32, f64, f16, u32, i32);
+elements!(f32, f64, f16, u32, i32, u16);
 impl Real for f32 {
     fn to_f64(self) -> f64 {
         self.into()

@@ -9,6 +9,10 @@ mod bessel;
 mod common;
 #[path = "kernels/ctr.rs"]
 mod ctr;
+#[path = "kernels/hamming.rs"]
+mod hamming;
+#[path = "kernels/knn.rs"]
+mod knn;
 #[path = "kernels/limits.rs"]
 mod limits;
 #[path = "kernels/matrix.rs"]
@@ -56,6 +60,8 @@ fn main() {
         attention_backward::cases(),
         bessel::cases(),
         ctr::cases(),
+        hamming::cases(),
+        knn::cases(),
         limits::cases(),
         matrix::cases(),
     ]

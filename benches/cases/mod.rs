@@ -2,6 +2,8 @@
 
 mod attention;
 mod bessel;
+mod hamming;
+mod hamming_gpu;
 mod kv;
 mod layers;
 mod matmul;
@@ -22,6 +24,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("attention", attention::run),
     ("layers", layers::run),
     ("kv", kv::run),
+    ("hamming", hamming::run),
     ("transfer", transfer::run),
 ];
 

@@ -1,8 +1,12 @@
 //! The command line, as clap reads it.
 
+mod hamming;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use hamming::{Binarize, Hamming, HammingEvaluate, HammingSearch, Knn, KnnMetric, Method, Rule, ViewFusion};
 
 #[derive(Parser)]
 #[command(
@@ -26,6 +30,11 @@ pub enum Command {
     Vmf(Vmf),
     /// Attend with the queries of a file to its keys and values
     Attention(Box<Attention>),
+    /// Make binary codes, search and evaluate them
+    #[command(subcommand)]
+    Hamming(Hamming),
+    /// Find the exact nearest rows of floats
+    Knn(Knn),
 }
 
 /// What every command that computes takes.

@@ -6,6 +6,7 @@ mod confusion;
 mod cosines;
 mod pen;
 mod projection;
+pub mod retrieval;
 mod scatter;
 mod side;
 

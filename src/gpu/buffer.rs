@@ -140,6 +140,11 @@ impl Gpu {
         Ok(Buffer { raw: Some(raw), bytes, pool: self.inner.pool.clone() })
     }
 
+    /// Bytes of the largest buffer.
+    pub(crate) fn max_buffer(&self) -> u64 {
+        self.inner.limits.max_buffer_size & !3
+    }
+
     fn create(&self, place: &'static str, class: u64) -> Result<wgpu::Buffer> {
         let descriptor = wgpu::BufferDescriptor {
             label: Some(place),
