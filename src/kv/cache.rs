@@ -11,6 +11,7 @@ use ndarray::Ix4;
 
 use super::latents::PageLayout;
 use super::layer::{CachedSequence, ExactType, Factors, LatentLayer, Store, Turns};
+use super::projections::Projections;
 use crate::attention::{AttentionElement, Output};
 use crate::device::Device;
 use crate::kernels::latent_attention::{Attending, HostTables, latent_attention};
@@ -129,6 +130,16 @@ fn argument<T>(quantity: &'static str, expected: impl Into<String>, found: impl 
 }
 
 impl KvCache {
+    /// An empty cache on a device: the layers of the projections, at the ranks they have ([`Projections::with_ranks`]).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for options that do not fit; the device's own.
+    pub fn new(device: &Device, projections: &Projections, options: &CacheOptions) -> Result<Self> {
+        let heads = (projections.kv_heads(), projections.head_dim());
+        let turns = projections.rope().turns(projections.frame());
+        Self::from_factors(device, heads, &turns, projections.factors(), options)
+    }
+
     /// A cache of these projections, checked by their owner: each layer's cover the `kv_heads` heads of `d`.
     pub(crate) fn from_factors(
         device: &Device,
