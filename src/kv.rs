@@ -1,11 +1,12 @@
-//! Low-rank caches of keys and values: [`Projections`] to latents, and [`KvCache`].
+//! Low-rank caches of keys and values: [`Calibration`], [`Projections`] to latents, and [`KvCache`].
 //!
 //! ```text
-//! given factors -> Projections -> with_ranks -> KvCache::new
+//! q, k, v -> Calibration::add -> moments -> Projections -> with_ranks -> KvCache::new
 //! k, v -> KvCache::append -> exact rows, and pages of latents -> KvCache::attend(q) -> attention::Output
 //! ```
 
 mod cache;
+mod calibration;
 pub(crate) mod files;
 pub(crate) mod latents;
 pub(crate) mod layer;
@@ -13,7 +14,8 @@ mod projections;
 mod rope;
 
 pub use cache::{AttendOptions, CacheOptions, KvCache, Sequence};
+pub use calibration::{Calibration, ProjectionOptions, Weighting};
 pub use latents::{LatentBits, Side};
 pub use layer::ExactType;
-pub use projections::{Basis, Projections, Ranks};
+pub use projections::{Basis, CskvNames, MatryoshkaNames, Projections, Ranks};
 pub use rope::{Frame, Rope, RopeLayout, RopeScaling};

@@ -2,6 +2,7 @@
 
 mod basis;
 mod file;
+mod trained;
 
 use std::collections::BTreeMap;
 
@@ -12,6 +13,8 @@ use super::rope::{Frame, Rope};
 use crate::{Error, Result};
 
 pub use basis::Basis;
+pub(crate) use file::{layout_name, parse_layout};
+pub use trained::{CskvNames, MatryoshkaNames};
 
 const PLACE: &str = "Projections";
 

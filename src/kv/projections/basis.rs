@@ -60,8 +60,7 @@ impl Basis {
         let gram = wide.dot(&wide.t());
         for index in 0..gram.nrows() {
             let off = |column: usize| (gram[[index, column]] - f64::from(u8::from(index == column))).abs();
-            let worst = (0..=index).map(off).fold(0.0, |a: f64, b| if b.is_nan() { b } else { a.max(b) });
-            if !(worst <= 1e-3) {
+            if let Some(worst) = (0..=index).map(off).find(|off| off.is_nan() || *off > 1e-3) {
                 let (quantity, expected) = ("rows", "orthonormal");
                 return Err(Error::Domain {
                     place: PLACE,
