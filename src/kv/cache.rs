@@ -2,6 +2,7 @@
 
 mod file;
 mod options;
+mod rebuild;
 #[cfg(test)]
 mod tests;
 

@@ -37,6 +37,16 @@ impl Writing {
         self.tensors.push((name.into(), Dtype::F64, shape.to_vec(), bytes));
     }
 
+    /// The whole file; `what` is what errors call it.
+    pub(crate) fn to_bytes(&self, what: &'static str) -> Result<Vec<u8>> {
+        let format = |error: safetensors::SafeTensorError| Error::Format { what, reason: error.to_string() };
+        let views = self.tensors.iter().map(|(name, dtype, shape, bytes)| {
+            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).map_err(format)?))
+        });
+        let views = views.collect::<Result<Vec<_>>>()?;
+        safetensors::serialize(views, Some(self.notes.clone())).map_err(format)
+    }
+
     /// Beside `path`, then renamed: whoever looks sees the old file or the whole new one.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
         let views = self.tensors.iter().map(|(name, dtype, shape, bytes)| {

@@ -25,6 +25,18 @@ impl Projections {
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.written().save(path.as_ref())
+    }
+
+    /// What [`Projections::save`] writes, for who writes it elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where there is more than a file can hold.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        self.written().to_bytes(WHAT)
+    }
+
+    fn written(&self) -> Writing {
         let mut file = Writing::default();
         file.note("orthant_projections", 1);
         file.note("kv_heads", self.kv_heads);
@@ -46,7 +58,7 @@ impl Projections {
                 }
             }
         }
-        file.save(path.as_ref())
+        file
     }
 
     /// Reads what [`Projections::save`] wrote.
