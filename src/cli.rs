@@ -8,6 +8,7 @@ mod clustering;
 mod complaint;
 mod devices;
 mod files;
+mod kv;
 mod memory;
 mod output;
 mod plot;
@@ -39,6 +40,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         args::Command::Vmf(args::Vmf::Score(args)) => vmf::score::run(&args),
         args::Command::Vmf(args::Vmf::Sample(args)) => vmf::sample::run(&args),
         args::Command::Attention(args) => attention::run(&args),
+        args::Command::Kv(args::Kv::Calibrate(args)) => kv::calibrate::run(&args),
+        args::Command::Kv(args::Kv::Evaluate(args)) => kv::evaluate::run(&args),
     })
 }
 
@@ -58,7 +61,7 @@ fn complain(text: &str) {
 /// The first paragraph of clap's complaint, without its advice.
 fn usage(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "say what to do: devices, bessel, vmf fit|score|sample or attention (--help lists the options)"
+        return "say what to do: devices, bessel, vmf fit|score|sample, attention or kv calibrate|evaluate (--help lists the options)"
             .to_string();
     }
     let text = error.render().to_string();

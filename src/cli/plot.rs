@@ -8,6 +8,7 @@ mod pen;
 mod projection;
 mod scatter;
 mod side;
+pub mod tradeoff;
 
 use ndarray::ArrayView2;
 use plotters::prelude::*;
