@@ -9,6 +9,7 @@
 mod cache;
 pub(crate) mod latents;
 pub(crate) mod layer;
+pub(crate) mod store;
 
 pub use cache::{AttendOptions, CacheOptions, KvCache, Sequence};
 pub use latents::LatentBits;

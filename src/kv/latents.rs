@@ -212,7 +212,8 @@ impl Scaling {
         if min > max {
             return Self::NONE;
         }
-        Self { minimum: f16::from_f32(min), scale: f16::from_f32((max - min) / bits.levels()) }
+        // No minimum of -0, whichever of two zeros came first.
+        Self { minimum: f16::from_f32(min + 0.0), scale: f16::from_f32((max - min) / bits.levels()) }
     }
 
     fn word(self) -> u32 {
