@@ -13,7 +13,7 @@ struct Params {
     tiles: u32,         // of 64 * WORDS words of values
     exact: u32,         // pages are places of exact rows
     key_bits: u32,
-    heads_at: u32,      // words of layout
+    heads_at: u32,      // words of sets
     entries: u32,       // words of tables
     key_words: u32,     // of a page of keys
     key_offset: u32,
@@ -36,7 +36,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> tables: array<u32>;         // records (12 words each, as read below), entries (place of the page of keys, of values)
-@group(0) @binding(2) var<storage, read> layout: array<u32>;         // heads (key params, codes, rank, value params, codes, rank)
+@group(0) @binding(2) var<storage, read> sets: array<u32>;         // heads (key params, codes, rank, value params, codes, rank)
 @group(0) @binding(3) var<storage, read> absorbed: array<vec4<f32>>; // (units, blocks, channels, R / 4)
 @group(0) @binding(4) var<storage, read> keys: array<u32>;
 @group(0) @binding(5) var<storage, read> values: array<u32>;
@@ -60,7 +60,7 @@ fn decay(x: vec4<f32>) -> vec4<f32> {
 }
 
 // Scores of integers: absorbed times minimum + scale * code, a minimum and a scale for each channel.
-fn by_codes(bits: u32, from: u32, page: u32, codes: u32, rank: u32) -> Rows {
+fn by_codes(bits: u32, source: u32, page: u32, codes: u32, rank: u32) -> Rows {
     var sums = Rows();
     let of_word = 32u / bits;
     let mask = (1u << bits) - 1u;
@@ -71,7 +71,7 @@ fn by_codes(bits: u32, from: u32, page: u32, codes: u32, rank: u32) -> Rows {
                 let scaling = unpack2x16float(keys[page + first + i]);
                 let z = fma(scaling.y, f32((word >> (bits * i)) & mask), scaling.x);
                 for (var v = 0u; v < V; v++) {
-                    sums[v] = fma(vec4<f32>(z), absorbed[from + (first + i) * V + v], sums[v]);
+                    sums[v] = fma(vec4<f32>(z), absorbed[source + (first + i) * V + v], sums[v]);
                 }
             }
         }
@@ -79,49 +79,49 @@ fn by_codes(bits: u32, from: u32, page: u32, codes: u32, rank: u32) -> Rows {
     return sums;
 }
 
-fn by_halves(from: u32, codes: u32, rank: u32) -> Rows {
+fn by_halves(source: u32, codes: u32, rank: u32) -> Rows {
     var sums = Rows();
     for (var first = 0u; first < rank; first += 2u) {
         let pair = unpack2x16float(keys[codes + first / 2u * params.stride]);
         for (var v = 0u; v < V; v++) {
-            sums[v] = fma(vec4<f32>(pair.x), absorbed[from + first * V + v], sums[v]);
+            sums[v] = fma(vec4<f32>(pair.x), absorbed[source + first * V + v], sums[v]);
         }
         if first + 1u < rank {
             for (var v = 0u; v < V; v++) {
-                sums[v] = fma(vec4<f32>(pair.y), absorbed[from + (first + 1u) * V + v], sums[v]);
+                sums[v] = fma(vec4<f32>(pair.y), absorbed[source + (first + 1u) * V + v], sums[v]);
             }
         }
     }
     return sums;
 }
 
-fn by_floats(from: u32, codes: u32, rank: u32) -> Rows {
+fn by_floats(source: u32, codes: u32, rank: u32) -> Rows {
     var sums = Rows();
     for (var c = 0u; c < rank; c++) {
         let z = bitcast<f32>(keys[codes + c * params.stride]);
         for (var v = 0u; v < V; v++) {
-            sums[v] = fma(vec4<f32>(z), absorbed[from + c * V + v], sums[v]);
+            sums[v] = fma(vec4<f32>(z), absorbed[source + c * V + v], sums[v]);
         }
     }
     return sums;
 }
 
-fn scores(from: u32, page: u32, codes: u32, rank: u32) -> Rows {
+fn scores(source: u32, page: u32, codes: u32, rank: u32) -> Rows {
     switch params.key_bits {
         case 2u: {
-            return by_codes(2u, from, page, codes, rank);
+            return by_codes(2u, source, page, codes, rank);
         }
         case 4u: {
-            return by_codes(4u, from, page, codes, rank);
+            return by_codes(4u, source, page, codes, rank);
         }
         case 8u: {
-            return by_codes(8u, from, page, codes, rank);
+            return by_codes(8u, source, page, codes, rank);
         }
         case 16u: {
-            return by_halves(from, codes, rank);
+            return by_halves(source, codes, rank);
         }
         default: {
-            return by_floats(from, codes, rank);
+            return by_floats(source, codes, rank);
         }
     }
 }
@@ -148,7 +148,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let boundary = tables[record + 11u];
 
     // Which words of values an invocation sums, and of which tokens.
-    let rank = layout[head + 5u];
+    let rank = sets[head + 5u];
     let all_words = (rank + OF_WORD - 1u) / OF_WORD;
     let first_word = tile * LANES * WORDS;
     if first_word >= max(all_words, 1u) {
@@ -208,10 +208,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if params.block != 0u {
                 b = page * 32u / params.block - params.first_block;
             }
-            let from = (unit * params.blocks + b) * params.channels * V;
-            let found = scores(from + V, base + layout[head], base + layout[head + 1u] + in_page, layout[head + 2u]);
+            let source = (unit * params.blocks + b) * params.channels * V;
+            let found = scores(source + V, base + sets[head], base + sets[head + 1u] + in_page, sets[head + 2u]);
             for (var v = 0u; v < V; v++) {
-                let score = found[v] + absorbed[from + v];
+                let score = found[v] + absorbed[source + v];
                 s[v] = select(s[v], score, vec4<u32>(n) < seen[v]);
                 fine = fine && finite(score.x) && finite(score.y) && finite(score.z) && finite(score.w);
             }
@@ -272,7 +272,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var k = 0u; k < WORDS; k++) {
                 let g = first_word + own_word + k * step_word;
                 if own_word + k * step_word < words {
-                    let word = values[base + layout[head + 4u] + g * params.stride + place];
+                    let word = values[base + sets[head + 4u] + g * params.stride + place];
                     if VALUE_BITS == 32u {
                         for (var v = 0u; v < V; v++) {
                             totals[k * V + v] = fma(weight[v], vec4<f32>(bitcast<f32>(word)), totals[k * V + v]);
@@ -284,7 +284,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                             totals[(2u * k + 1u) * V + v] = fma(weight[v], vec4<f32>(pair.y), totals[(2u * k + 1u) * V + v]);
                         }
                     } else {
-                        let scaling = unpack2x16float(values[base + layout[head + 3u] + g * OF_WORD / 32u * 32u + place]);
+                        let scaling = unpack2x16float(values[base + sets[head + 3u] + g * OF_WORD / 32u * 32u + place]);
                         for (var i = 0u; i < OF_WORD; i++) {
                             let z = fma(scaling.y, f32((word >> (VALUE_BITS * i)) & ((1u << (VALUE_BITS & 15u)) - 1u)), scaling.x);
                             for (var v = 0u; v < V; v++) {

@@ -27,7 +27,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> units: array<u32>;  // (units, 8): kv head, first row, rows, sequence, first part, parts, first exact part, parts
-@group(0) @binding(2) var<storage, read> layout: array<u32>; // heads
+@group(0) @binding(2) var<storage, read> sets: array<u32>; // heads
 @group(0) @binding(3) var<storage, read> up: array<f32>;     // of a head (tiles, rank + 1, 64): mean, then D
 @group(0) @binding(4) var<storage, read> parts: array<f32>;
 @group(0) @binding(5) var<storage, read> exacts: array<f32>;
@@ -58,7 +58,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let head = params.heads_at + units[unit] * 8u;
-    let rank = layout[head + 5u];
+    let rank = sets[head + 5u];
     let count = units[unit + 5u];
     let exact_count = units[unit + 7u];
     let first = (units[unit + 4u] * params.rows_of_unit + r) * params.part_stride;
@@ -83,7 +83,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 
     var sum = 0.0;
     if count > 0u {
-        let from = layout[head + 7u] + tile * (rank + 1u) * 64u + lane + params.up_offset;
+        let source = sets[head + 7u] + tile * (rank + 1u) * 64u + lane + params.up_offset;
         for (var c = 0u; c <= rank; c += TILE) {
             let end = min(TILE, rank + 1u - c);
             for (var i = lane; i < end; i += 64u) {
@@ -97,7 +97,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             workgroupBarrier();
             for (var i = 0u; i < end; i++) {
-                sum += latents[i] * up[from + (c + i) * 64u];
+                sum += latents[i] * up[source + (c + i) * 64u];
             }
             workgroupBarrier();
         }
@@ -130,7 +130,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     } else {
         fine = fine && abs(value) < 65520.0;
         if lane % 2u == 0u {
-            out[(at + params.out_offset) / 2u] = half_bits(value) | half_bits(row_out[lane + 1u]) << 16u;
+            out[(at + params.out_offset) / 2u] = half_bits(value) | (half_bits(row_out[lane + 1u]) << 16u);
         }
     }
     if column == 0u {

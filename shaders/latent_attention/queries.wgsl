@@ -34,7 +34,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> units: array<u32>;        // (units, 8): kv head, first row, rows, sequence
 @group(0) @binding(3) var<storage, read> up: array<f32>;           // of a head tiles of 64 channels (tiles, d, 64): mean, then D
 @group(0) @binding(4) var<storage, read> angles: array<vec2<f32>>; // (blocks, pairs)
-@group(0) @binding(5) var<storage, read> layout: array<u32>;
+@group(0) @binding(5) var<storage, read> sets: array<u32>;
 @group(0) @binding(6) var<storage, read_write> absorbed: array<f32>; // (units, blocks, channels, R)
 @group(0) @binding(7) var<storage, read_write> status: array<atomic<u32>>; // [0]: 0xffffffff - the lowest element of q that is not finite
 
@@ -87,11 +87,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let head = params.heads_at + units[unit] * 8u;
-    let rank = layout[head + 2u];
+    let rank = sets[head + 2u];
     if flat % params.tiles * 64u > rank {
         return;
     }
-    let from = layout[head + 6u] + flat % params.tiles * params.d * 64u + lane + params.up_offset;
+    let source = sets[head + 6u] + flat % params.tiles * params.d * 64u + lane + params.up_offset;
     let origin = (params.first_block + b) * params.pairs + params.angle_offset;
     var sums = array<f32, R>();
     for (var column = 0u; column < params.d; column += 32u) {
@@ -102,9 +102,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if r < rows && j < params.d {
                 value = query(unit, r, j);
                 if params.pairs != 0u {
-                    let pair = layout[params.turns + 2u * j + 1u];
+                    let pair = sets[params.turns + 2u * j + 1u];
                     if pair != 0xffffffffu {
-                        let partner = layout[params.turns + 2u * j];
+                        let partner = sets[params.turns + 2u * j];
                         let angle = angles[origin + pair];
                         let sine = select(angle.y, -angle.y, partner >= 0x80000000u);
                         value = value * angle.x + query(unit, r, partner & 0x7fffffffu) * sine;
@@ -115,7 +115,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
         for (var j = 0u; j < min(32u, params.d - column); j++) {
-            let weight = up[from + (column + j) * 64u];
+            let weight = up[source + (column + j) * 64u];
             for (var r = 0u; r < R; r++) {
                 sums[r] += weight * turned[j * R + r];
             }

@@ -10,7 +10,7 @@ struct Params {
     groups: u32,       // workgroups in all
     groups_x: u32,
     tiles: u32,        // of 32 channels, of this dispatch
-    first_tile: u32,   // words of layout, as all places there
+    first_tile: u32,   // words of sets, as all places there
     d: u32,
     side: u32,         // 0 keys, 1 values
     bits: u32,
@@ -43,7 +43,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> down: array<vec4<f32>>;   // (tiles, width, 8): E, 32 channels a tile, zeros behind the rank
 @group(0) @binding(4) var<storage, read> angles: array<vec2<f32>>; // (blocks, pairs): cosine and sine
 @group(0) @binding(5) var<storage, read> jobs: array<u32>;         // (jobs, 8): row of x, first new token, its index in x, page, place of the page, slot
-@group(0) @binding(6) var<storage, read> layout: array<u32>;       // tiles (first head, width, rank, tile, params, codes, mean, down), turns, means
+@group(0) @binding(6) var<storage, read> sets: array<u32>;       // tiles (first head, width, rank, tile, params, codes, mean, down), turns, means
 @group(0) @binding(7) var<storage, read_write> pages: array<u32>;  // (pages, words)
 @group(0) @binding(8) var<storage, read_write> status: array<atomic<u32>>; // [2 + side]: 0xffffffff - the first token of a page with a latent too large
 
@@ -86,11 +86,11 @@ fn turned(job: u32, n: u32, head: u32, j: u32) -> f32 {
     if params.side == 1u || params.block == 0u {
         return own;
     }
-    let pair = layout[params.turns + 2u * j + 1u];
+    let pair = sets[params.turns + 2u * j + 1u];
     if pair == 0xffffffffu {
         return own;
     }
-    let partner = layout[params.turns + 2u * j];
+    let partner = sets[params.turns + 2u * j];
     let other = kept(job, n, head, partner & 0x7fffffffu);
     let angle = angles[n / params.block * params.pairs + pair + params.angle_offset];
     let sine = select(angle.y, -angle.y, partner >= 0x80000000u);
@@ -151,11 +151,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let tile = params.first_tile + flat % params.tiles * 8u;
     let job = flat / params.tiles * 8u;
-    let first_head = layout[tile];
-    let width = layout[tile + 1u];
-    let rank = layout[tile + 2u];
-    let number = layout[tile + 3u];
-    let mean = layout[tile + 6u];
+    let first_head = sets[tile];
+    let width = sets[tile + 1u];
+    let rank = sets[tile + 2u];
+    let number = sets[tile + 3u];
+    let mean = sets[tile + 6u];
     let first = jobs[job + 3u] * 32u;
     let token = lane % 32u;
     let eight = lane / 32u;
@@ -167,13 +167,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var value = 0.0;
             let own = column + j;
             if own < width {
-                value = turned(job, first + token, first_head + own / params.d, own % params.d) - bitcast<f32>(layout[mean + own]);
+                value = turned(job, first + token, first_head + own / params.d, own % params.d) - bitcast<f32>(sets[mean + own]);
             }
             rows[j * 32u + token] = value;
         }
         workgroupBarrier();
         for (var j = 0u; j < min(32u, width - column); j++) {
-            let at = layout[tile + 7u] + (column + j) * 8u + eight * 2u + params.down_offset;
+            let at = sets[tile + 7u] + (column + j) * 8u + eight * 2u + params.down_offset;
             let value = rows[j * 32u + token];
             low = fma(vec4<f32>(value), down[at], low);
             high = fma(vec4<f32>(value), down[at + 1u], high);
@@ -219,12 +219,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 high_z = max(high_z, z);
             }
             // No minimum of -0.
-            let word = select(half_bits(low_z), 0u, low_z == 0.0) | half_bits(divided(high_z - low_z, levels, params.bits)) << 16u;
+            let word = select(half_bits(low_z), 0u, low_z == 0.0) | (half_bits(divided(high_z - low_z, levels, params.bits)) << 16u);
             minimum = half_value(word & 0xffffu);
             scale = half_value(word >> 16u);
-            pages[page + layout[tile + 4u] + number * 32u + lane] = word;
+            pages[page + sets[tile + 4u] + number * 32u + lane] = word;
         } else if !keys || lane < channels {
-            pages[page + layout[tile + 4u] + number * 32u + lane] = 0u;
+            pages[page + sets[tile + 4u] + number * 32u + lane] = 0u;
         }
         minima[lane] = minimum;
         scales[lane] = scale;
@@ -250,6 +250,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 word |= code(z, minima[by], scales[by], levels) << (params.bits * i);
             }
         }
-        pages[page + layout[tile + 5u] + (number * 32u / of_word + row) * 32u + token] = word;
+        pages[page + sets[tile + 5u] + (number * 32u / of_word + row) * 32u + token] = word;
     }
 }

@@ -8,7 +8,7 @@ struct Params {
     side: u32,
     bits: u32,
     to_slot: u32,     // bits of exact rows, 16 or 32; 0: to pages
-    heads_at: u32,    // words of layout
+    heads_at: u32,    // words of sets
     first_head: u32,
     heads: u32,
     fours: u32,       // groups of four columns
@@ -34,7 +34,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> jobs: array<u32>;         // (jobs, 2): place of the page, its number
-@group(0) @binding(2) var<storage, read> layout: array<u32>;       // heads, turns
+@group(0) @binding(2) var<storage, read> sets: array<u32>;       // heads, turns
 @group(0) @binding(3) var<storage, read> up: array<f32>;           // of a head mean and D: keys (tiles of 64 channels, d, 64), values (tiles of 64 columns, rank + 1, 64)
 @group(0) @binding(4) var<storage, read> angles: array<vec2<f32>>; // (blocks, pairs)
 @group(0) @binding(5) var<storage, read> pages: array<u32>;        // (pages, words)
@@ -43,7 +43,7 @@ struct Params {
 // z of a channel and a token.
 fn latent(page: u32, head: u32, channel: u32, token: u32) -> f32 {
     let of_word = 32u / params.bits;
-    let codes = layout[head + 1u + 3u * params.side];
+    let codes = sets[head + 1u + 3u * params.side];
     let word = pages[page + codes + channel / of_word * 32u + token];
     if params.bits == 32u {
         return bitcast<f32>(word);
@@ -53,13 +53,13 @@ fn latent(page: u32, head: u32, channel: u32, token: u32) -> f32 {
         return half_value((word >> shift) & 0xffffu);
     }
     let at = select(channel, channel / 32u * 32u + token, params.side == 1u);
-    let scaling = pages[page + layout[head + 3u * params.side] + at];
+    let scaling = pages[page + sets[head + 3u * params.side] + at];
     return half_value(scaling & 0xffffu) + half_value(scaling >> 16u) * f32((word >> shift) & ((1u << params.bits) - 1u));
 }
 
 // Element c (0 the mean, then channels) of column j.
 fn upward(head: u32, rank: u32, c: u32, j: u32) -> f32 {
-    let at = layout[head + 6u + params.side] + params.up_offset;
+    let at = sets[head + 6u + params.side] + params.up_offset;
     if params.side == 0u {
         return up[at + (c / 64u * params.d + j) * 64u + c % 64u];
     }
@@ -82,7 +82,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let head = params.heads_at + own_head * 8u;
-    let rank = layout[head + 2u + 3u * params.side];
+    let rank = sets[head + 2u + 3u * params.side];
     let page = jobs[2u * job] * params.page_words + params.page_offset;
     let turning = params.side == 0u && params.block != 0u;
     var partners = vec4<u32>();
@@ -93,8 +93,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let j = min(column + i, params.d - 1u);
         own[i] = upward(head, rank, 0u, j);
         if turning {
-            partners[i] = layout[params.turns + 2u * j];
-            pairs[i] = layout[params.turns + 2u * j + 1u];
+            partners[i] = sets[params.turns + 2u * j];
+            pairs[i] = sets[params.turns + 2u * j + 1u];
             other[i] = upward(head, rank, 0u, partners[i] & 0x7fffffffu);
         }
     }

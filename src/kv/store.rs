@@ -50,7 +50,12 @@ impl Store {
                 store.slots[id as usize] = Rows::new(layer.exact, layer.slot_elements());
                 Ok(())
             }
-            Self::Device(store) => store.slots.reserve(&store.gpu, count),
+            Self::Device(store) => {
+                store.slots.reserve(&store.gpu, count)?;
+                // Nothing of what was there before gets into files.
+                store.gpu.clear_view(store.slots.item(id));
+                Ok(())
+            }
         }
     }
 

@@ -213,7 +213,8 @@ impl Call<'_> {
         let tile = &tiles[0];
         let ([first, ..], [.., last]) = (jobs, jobs) else { return Ok(()) };
         // Tokens of the tensor that are wanted, where it is cut.
-        let wanted = (first.page * PAGE).max(first.len) - first.len..(last.page + 1) * PAGE - first.len;
+        let new = |n: usize| n.saturating_sub(first.len);
+        let wanted = new(first.page * PAGE)..new((last.page + 1) * PAGE);
         let x = rows.of(gpu, first.sequence, tile.heads.clone(), wanted)?;
         let records: Vec<u32> = jobs
             .iter()
