@@ -12,6 +12,7 @@ use ndarray::Ix4;
 
 use super::latents::PageLayout;
 use super::layer::{CachedSequence, ExactType, Factors, LatentLayer, Turns};
+use super::projections::Projections;
 use super::store::{Angles, Store};
 use crate::attention::{AttentionElement, Output};
 use crate::device::Device;
@@ -154,6 +155,16 @@ fn argument<T>(quantity: &'static str, expected: impl Into<String>, found: impl 
 }
 
 impl KvCache {
+    /// An empty cache on a device: the layers of the projections, at the ranks they have ([`Projections::with_ranks`]).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for options that do not fit; the device's own.
+    pub fn new(device: &Device, projections: &Projections, options: &CacheOptions) -> Result<Self> {
+        let heads = (projections.kv_heads(), projections.head_dim());
+        let turns = projections.rope().turns(projections.frame());
+        Self::from_factors(device, heads, &turns, projections.factors(), options)
+    }
+
     /// A cache of these projections, checked by their owner: each layer's cover the `kv_heads` heads of `d`.
     pub(crate) fn from_factors(
         device: &Device,
@@ -188,31 +199,6 @@ impl KvCache {
         let layers = layers.into_iter().map(layer).collect::<Result<Vec<_>>>()?;
         let (device, options) = (device.clone(), options.clone());
         Ok(Self { device, options, layers, sequences: BTreeMap::new(), next: 0 })
-    }
-
-    /// A cache of one layer, 0, of given projections: of keys and of values for each set its heads, rank, mean, E and D; with rotary embedding of the whole
-    /// head if there is a block. For tests.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for options that do not fit.
-    #[doc(hidden)]
-    #[allow(clippy::type_complexity)]
-    pub fn of_given_projections(
-        device: &Device,
-        (kv_heads, d): (usize, usize),
-        block: Option<usize>,
-        sets: [Vec<(usize, usize, Vec<f32>, Vec<f32>, Vec<f32>)>; 2],
-        options: &CacheOptions,
-    ) -> Result<Self> {
-        let half = d / 2;
-        let pairs = block.map_or(0..0, |_| 0..half);
-        let pairs = pairs.map(|i| (i, i + half, 1e4f64.powf(-(i as f64) / half as f64))).collect();
-        let [keys, values] = sets.map(|sets| {
-            let set = |(heads, rank, mean, down, up)| Factors { heads, rank, mean, down, up };
-            sets.into_iter().map(set).collect::<Vec<_>>()
-        });
-        let layers = vec![LayerFactors { layer: 0, keys, values }];
-        Self::from_factors(device, (kv_heads, d), &Turns { block: block.filter(|_| half > 0), pairs }, layers, options)
     }
 
     /// A cache of one layer, 0, whose latents are the first `rank` elements of each head, with rotary embedding of the whole head if there is a block:

@@ -81,11 +81,29 @@ impl LatentBits {
     }
 }
 
-/// Which of a page's latents: they differ in what shares a minimum and a scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
+/// Keys or values: their latents differ in what shares a minimum and a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Keys.
     Keys,
+    /// Values.
     Values,
+}
+
+impl Side {
+    /// `keys` or `values`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Keys => "keys",
+            Self::Values => "values",
+        }
+    }
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Where the latents of one projection are in a page.

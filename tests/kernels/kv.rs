@@ -2,9 +2,11 @@
 
 use anyhow::{Result, bail, ensure};
 use half::f16;
-use ndarray::{Array4, Axis, Slice};
+use ndarray::{Array1, Array2, Array4, Axis, Slice};
 use orthant::attention::AttentionElement;
-use orthant::kv::{AttendOptions, CacheOptions, ExactType, KvCache, LatentBits, Sequence};
+use orthant::kv::{
+    AttendOptions, Basis, CacheOptions, ExactType, Frame, KvCache, LatentBits, Projections, Rope, RopeLayout, Sequence,
+};
 use orthant::{Device, Error};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -44,24 +46,23 @@ impl Setup {
         self
     }
 
-    /// Random projections of unit columns; D is E transposed, so that what comes back is no larger than what went in.
+    /// Random projections of unit columns; D is E transposed, so that what comes back is no larger than what went in. Pairs of odd heads lie side by side.
     fn cache(&self, device: &Device) -> Result<KvCache> {
         let mut random = ChaCha8Rng::seed_from_u64(7);
-        let sets = [&self.keys, &self.values].map(|sets| {
-            let set = |&(heads, rank): &(usize, usize)| {
-                let width = heads * self.d;
-                let mut up: Vec<f32> = (0..rank * width).map(|_| random.random_range(-1.0f32..1.0)).collect();
-                for row in up.chunks_exact_mut(width) {
-                    let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-                    row.iter_mut().for_each(|x| *x /= norm);
-                }
-                let down = (0..width * rank).map(|i| up[i % rank * width + i / rank]).collect();
-                let mean = (0..width).map(|_| random.random_range(-0.3f32..0.3)).collect();
-                (heads, rank, mean, down, up)
-            };
-            sets.iter().map(set).collect()
-        });
-        Ok(KvCache::of_given_projections(device, (self.heads, self.d), self.block, sets, &self.options)?)
+        let mut basis = |&(heads, rank): &(usize, usize)| {
+            let width = heads * self.d;
+            let mut up = Array2::from_shape_simple_fn((rank, width), || random.random_range(-1.0f32..1.0));
+            up.rows_mut().into_iter().for_each(|mut row| row /= row.dot(&row).sqrt());
+            let mean = Array1::from_shape_simple_fn(width, || random.random_range(-0.3f32..0.3));
+            Basis::new(heads, mean, up.t().as_standard_layout().into_owned(), up)
+        };
+        let keys = self.keys.iter().map(&mut basis).collect::<orthant::Result<Vec<_>>>()?;
+        let values = self.values.iter().map(&mut basis).collect::<orthant::Result<Vec<_>>>()?;
+        let layout = if self.d % 3 == 0 { RopeLayout::Adjacent } else { RopeLayout::Halves };
+        let rope = Rope::new(layout, self.d / 2 * 2, 1e4)?;
+        let frame = self.block.map_or(Frame::Post, Frame::Block);
+        let projections = Projections::new(self.heads, self.d, rope, frame)?.with_layer(0, keys, values)?;
+        Ok(KvCache::new(device, &projections, &self.options)?)
     }
 }
 
@@ -161,21 +162,25 @@ fn ranks_and_sizes(device: &Device) -> Result<()> {
     attends::<f32>(device, &joint, 500, (3, 5), SINGLE)?;
     let differing = Setup::new(3, 24, 1, bits).ranks(&[(1, 5), (1, 24), (1, 1)], &[(2, 40), (1, 3)]);
     attends::<f32>(device, &differing.clone().block(64), 500, (4, 70), SINGLE)?;
-    // More than 512 channels of values: two tiles.
+    // More than 512 channels of values: two tiles. Where a binding cannot show 32 channels of E, an error says so.
     let wide = Setup::new(5, 128, 1, bits).ranks(&[(1, 3); 5], &[(5, 530)]);
-    attends::<f32>(device, &wide, 100, (1, 2), SINGLE)
+    let result = attends::<f32>(device, &wide, 70, (1, 2), SINGLE);
+    if device.as_gpu().is_some_and(|gpu| gpu.max_binding() < 128 << 10) {
+        let error = result.err().and_then(|error| error.downcast::<Error>().ok());
+        ensure!(matches!(error, Some(Error::TooLarge { .. })), "{error:?}");
+        return Ok(());
+    }
+    result
 }
 
 fn frames_and_windows(device: &Device) -> Result<()> {
     for block in [1, 24, 32, 64, 256] {
-        let setup = Setup::new(2, 16, 9, LatentBits::ThirtyTwo).block(block);
-        attends::<f32>(device, &setup, 700, (3, 2), SINGLE)?;
-        for device in [device, &tiled(device)?] {
-            attends::<f32>(device, &setup, 1345, (2, 40), SINGLE)?;
-        }
+        let setup = Setup::new(2, 12, 9, LatentBits::ThirtyTwo).block(block);
+        attends::<f32>(device, &setup, 400, (3, 2), SINGLE)?;
+        attends::<f32>(&tiled(device)?, &setup, 700, (2, 20), SINGLE)?;
     }
     for (window, sinks) in [(0, 0), (1, 4), (32, 32), (100, 0), (500, 3)] {
-        for len in [1, 3, 31, 95, 97, 400] {
+        for len in [1, 3, 95, 97, 200] {
             let setup = Setup::new(1, 16, 9, LatentBits::ThirtyTwo).options(|o| o.window(window).sinks(sinks));
             attends::<f32>(device, &setup, len, (2, 1), SINGLE)?;
         }
@@ -285,8 +290,8 @@ fn words_are_those_of_the_latents(device: &Device) -> Result<()> {
         let (cpu, cpu_exact) = of(&Device::cpu(), LatentBits::ThirtyTwo)?;
         ensure!(exact == cpu_exact, "exact rows differ");
         let float = |words: &[u32]| words.iter().map(|word| f64::from(f32::from_bits(*word))).collect::<Vec<_>>();
-        // 50 roundings of sums of up to 48 terms of up to 1.8 * size * |E|, and of the rotation.
-        compare("latents", &float(&z), &float(&cpu), |_, _| 2e-6 * f64::from(size))?;
+        // Roundings of sums of up to 48 terms of up to 1.8 size + 0.3 times elements of a unit vector, and of the rotation.
+        compare("latents", &float(&z), &float(&cpu), |_, _| 2e-6 * f64::from(size + 0.3))?;
         let z: Vec<f32> = z.iter().map(|word| f32::from_bits(*word)).collect();
         for bits in LatentBits::ALL {
             let (found, _) = of(device, bits)?;
@@ -442,11 +447,11 @@ fn errors_leave_the_cache_as_it_was(device: &Device) -> Result<()> {
 fn beyond_a_binding(device: &Device) -> Result<()> {
     let tiled = tiled(device)?;
     let setup = Setup::new(8, 128, 64, LatentBits::ThirtyTwo);
-    attends::<f32>(&tiled, &setup, 200, (2, 20), SINGLE)?;
-    attends::<f16>(&tiled, &setup.clone().block(64).options(|o| o.exact(ExactType::Half)), 200, (1, 1), HALF)?;
+    attends::<f32>(&tiled, &setup, 110, (2, 9), SINGLE)?;
+    attends::<f16>(&tiled, &setup.clone().block(64).options(|o| o.exact(ExactType::Half)), 100, (1, 1), HALF)?;
     let small = Setup::new(2, 64, 20, LatentBits::Eight).block(1);
     // Codes differ where a latent is next to a tie.
-    attends::<f32>(&tiled, &small, 700, (4, 100), 2e-2)
+    attends::<f32>(&tiled, &small, 300, (4, 50), 2e-2)
 }
 
 pub fn cases() -> Vec<Case> {
