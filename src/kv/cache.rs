@@ -43,6 +43,9 @@ pub(crate) struct LayerFactors {
 ///
 /// Latents are packed in pages of 32 tokens, which forks of a sequence share. Page p is packed once there are 32 (p + 1) + window tokens: the state
 /// depends on the number of tokens alone, not on how they were appended. An error leaves the cache as it was.
+///
+/// On a GPU everything stays there: attending, forking and cutting record work and wait for nothing; [`KvCache::append`] waits for a status word, as it
+/// must know whether all was finite before it counts ([`KvCache::append_without_wait`] does not), saving for what it saves.
 #[derive(Debug)]
 pub struct KvCache {
     device: Device,
@@ -238,7 +241,8 @@ impl KvCache {
         self.sequences.keys().copied()
     }
 
-    /// Bytes in use: pages, shared ones once, and the exact rows' places of every sequence. Projections are not counted.
+    /// Bytes in use: pages, shared ones once, and the exact rows' places of every sequence. Projections are not counted. A GPU's buffers grow by halves, and
+    /// what was given back stays in them for what comes.
     pub fn bytes(&self) -> u64 {
         self.layers.iter().map(Layer::bytes).sum()
     }
@@ -510,7 +514,7 @@ impl KvCache {
     ///
     /// # Errors
     /// [`Error::Argument`] for a layer or a sequence that is not there, or a scale that is not finite; [`Error::Shape`]; [`Error::DeviceMismatch`];
-    /// [`Error::Domain`] for an element of q, or of the output, that is not finite; the device's own.
+    /// [`Error::Domain`] for an element of q, or of the output, that is not finite, on a GPU at the wait for the output; the device's own.
     pub fn attend<T: AttentionElement>(
         &self,
         layer: usize,

@@ -83,6 +83,16 @@ struct Split {
     count: usize,
 }
 
+/// Which of some splits, in the order of their sequences, are of each.
+fn by_sequence(splits: &[Split], sequences: Range<usize>) -> Vec<Range<usize>> {
+    let mut all = vec![0..0; sequences.len()];
+    for (index, split) in splits.iter().enumerate() {
+        let own = &mut all[split.sequence - sequences.start];
+        *own = if own.is_empty() { index } else { own.start }..index + 1;
+    }
+    all
+}
+
 /// What one dispatch reads.
 struct Source<'a> {
     exact: bool,
@@ -180,18 +190,17 @@ impl Call<'_> {
                     continue;
                 }
                 let chunk = |id: &u32| store.pages.place(*id).0;
+                // How many of this sequence there are as yet.
+                let mut numbers: BTreeMap<usize, usize> = BTreeMap::new();
                 for run in ids[own].chunk_by(|a, b| chunk(a) == chunk(b)) {
                     for part in run.chunks(step) {
                         let batches = chunks.entry(chunk(&run[0])).or_default();
+                        let number = numbers.entry(chunk(&run[0])).or_default();
                         // No more of a sequence at once than there is room for.
-                        let batch = batches
-                            .iter_mut()
-                            .find(|batch| batch.iter().filter(|split| split.sequence == sequence).count() < most);
-                        let split = Split { sequence, first, count: part.len() };
-                        match batch {
-                            Some(batch) => batch.push(split),
-                            None => batches.push(vec![split]),
-                        }
+                        let batch = *number / most;
+                        *number += 1;
+                        batches.resize_with(batches.len().max(batch + 1), Vec::new);
+                        batches[batch].push(Split { sequence, first, count: part.len() });
                         first += part.len();
                     }
                 }
@@ -256,9 +265,8 @@ impl Call<'_> {
                 };
                 self.over(region, units, heads, &source, &splits, entry, &parts, &used)?;
             }
-            for (index, sequence) in region.sequences.clone().enumerate() {
-                let count = splits.iter().filter(|split| split.sequence == sequence).count();
-                used[index] = count.max(used[index]);
+            for (used, own) in used.iter_mut().zip(by_sequence(&splits, region.sequences.clone())) {
+                *used = own.len().max(*used);
             }
         }
         parts.of_unit = used;
@@ -366,9 +374,9 @@ impl Call<'_> {
         let sequences = units.last().map_or(0, |unit| unit.sequence + 1) - first_sequence;
         let mut of_unit = vec![0; sequences];
         for splits in rounds {
-            for (index, most) in of_unit.iter_mut().enumerate() {
-                let own = splits.iter().filter(|split| split.sequence == first_sequence + index);
-                *most = own.count().max(*most);
+            let of_round = by_sequence(splits, first_sequence..first_sequence + sequences);
+            for (most, own) in of_unit.iter_mut().zip(of_round) {
+                *most = own.len().max(*most);
             }
         }
         let mut count = 0;
@@ -403,13 +411,15 @@ impl Call<'_> {
                 if source.exact { split.first..split.first + 1 } else { split.first..split.first + split.count };
             entries.extend(pages.flat_map(|page| entry(split, page)));
         }
+        let of_sequence = by_sequence(splits, region.sequences.clone());
         let mut tables: Vec<u32> = Vec::new();
         for (index, unit) in units.iter().enumerate().filter(|(_, unit)| heads.contains(&unit.head)) {
             let len = self.sequences[unit.sequence].len;
             let first = if source.exact { unit.exact[0] } else { unit.packed[0] };
-            let own = splits.iter().zip(&of_split).filter(|(split, _)| split.sequence == unit.sequence);
-            for (number, (split, at)) in own.enumerate() {
-                let continued = number < used[unit.sequence - region.sequences.start];
+            let sequence = unit.sequence - region.sequences.start;
+            let own = of_sequence[sequence].clone();
+            for (number, (split, at)) in splits[own.clone()].iter().zip(&of_split[own]).enumerate() {
+                let continued = number < used[sequence];
                 let shift = len as i32 - self.q_len as i32;
                 tables.extend([index, unit.head, unit.rows, unit.row].map(|x| x as u32));
                 tables.extend([*at, split.count as u32, split.first as u32, (first + number) as u32]);
