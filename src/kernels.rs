@@ -38,10 +38,12 @@ pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
         bessel::variants(),
         column_sums::variants(),
         interacting_layer::variants(),
+        latent_attention::variants(),
         limits::variants(),
         matmul::variants(),
         mixture_posterior::variants(),
         normalize_rows::variants(),
+        pack_latents::variants(),
         strips::variants(),
     ]
     .into_iter()

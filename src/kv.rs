@@ -15,6 +15,7 @@ pub(crate) mod latents;
 pub(crate) mod layer;
 mod projections;
 mod rope;
+pub(crate) mod store;
 
 pub use allocate::{Allocation, Budget, allocate, allocate_bits};
 pub use cache::{AttendOptions, CacheOptions, KvCache, Sequence};

@@ -9,6 +9,8 @@ mod bessel;
 mod common;
 #[path = "kernels/ctr.rs"]
 mod ctr;
+#[path = "kernels/kv.rs"]
+mod kv;
 #[path = "kernels/limits.rs"]
 mod limits;
 #[path = "kernels/matrix.rs"]
@@ -56,6 +58,7 @@ fn main() {
         attention_backward::cases(),
         bessel::cases(),
         ctr::cases(),
+        kv::cases(),
         limits::cases(),
         matrix::cases(),
     ]

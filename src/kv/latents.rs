@@ -230,8 +230,8 @@ impl Scaling {
         if min > max {
             return Self::NONE;
         }
-        // From the rounded minimum, so that the largest code reaches the maximum.
-        let minimum = f16::from_f32(min);
+        // From the rounded minimum, so that the largest code reaches the maximum. No minimum of -0, whichever of two zeros came first.
+        let minimum = f16::from_f32(min + 0.0);
         Self { minimum, scale: f16::from_f32(((max - minimum.to_f32()) / bits.levels()).max(0.0)) }
     }
 

@@ -20,7 +20,8 @@ impl KvCache {
         let index = self.layer(layer)?;
         let (layer, held) = (&self.layers[index], &self.held(sequence)?[index]);
         let shape = &layer.shape;
-        let pages = held.pages.iter().map(|id| layer.store.read_page(*id)).collect::<Result<Vec<_>>>()?;
+        let words = layer.store.read_pages(&held.pages)?;
+        let pages: Vec<&[u32]> = words.chunks(shape.layout.words.max(1)).collect();
         let (keys, of_keys) = side(shape, &shape.keys, &shape.layout.keys, &pages);
         let (values, of_values) = side(shape, &shape.values, &shape.layout.values, &pages);
         let mut keys = keys;
@@ -44,7 +45,7 @@ fn side(
     shape: &LatentLayer,
     sets: &[Factors],
     layouts: &[SetLayout],
-    pages: &[Vec<u32>],
+    pages: &[&[u32]],
 ) -> (Array3<f32>, Vec<(usize, u64)>) {
     let (heads, d) = (shape.kv_heads, shape.head_dim);
     let mut rows = Array3::zeros((pages.len() * PAGE, heads, d));
@@ -52,7 +53,7 @@ fn side(
     for (set, layout) in sets.iter().zip(layouts) {
         let width = set.mean.len();
         let latents = Array2::from_shape_fn((pages.len() * PAGE, set.rank), |(n, channel)| {
-            layout.decode(&pages[n / PAGE], channel, n % PAGE)
+            layout.decode(pages[n / PAGE], channel, n % PAGE)
         });
         let up = Array2::from_shape_fn((set.rank, width), |(i, j)| set.up[i * width + j]);
         let first = of_heads.len();
