@@ -234,7 +234,11 @@ fn packed(z: &[f32], keys: bool, bits: u32, skip: usize) -> Vec<u32> {
     let levels = ((1u64 << bits) - 1) as f32;
     let scaling = |own: &mut dyn Iterator<Item = f32>| {
         let (min, max) = own.fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), z| (min.min(z), max.max(z)));
-        if min > max { (f16::ZERO, f16::ZERO) } else { (f16::from_f32(min), f16::from_f32((max - min) / levels)) }
+        if min > max {
+            (f16::ZERO, f16::ZERO)
+        } else {
+            (f16::from_f32(min), f16::from_f32(((max - f16::from_f32(min).to_f32()) / levels).max(0.0)))
+        }
     };
     let mut scalings = Vec::new();
     if keys {
