@@ -43,11 +43,13 @@ pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
         column_sums::variants(),
         hamming::variants(),
         interacting_layer::variants(),
+        latent_attention::variants(),
         limits::variants(),
         matmul::variants(),
         mixture_posterior::variants(),
         normalize_rows::variants(),
         sign_pack::variants(),
+        pack_latents::variants(),
         strips::variants(),
     ]
     .into_iter()

@@ -8,6 +8,8 @@ use serde_json::Value;
 
 #[path = "cli/hamming.rs"]
 mod hamming;
+#[path = "cli/kv.rs"]
+mod kv;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
 

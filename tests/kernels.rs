@@ -13,6 +13,8 @@ mod ctr;
 mod hamming;
 #[path = "kernels/knn.rs"]
 mod knn;
+#[path = "kernels/kv.rs"]
+mod kv;
 #[path = "kernels/limits.rs"]
 mod limits;
 #[path = "kernels/matrix.rs"]
@@ -62,6 +64,7 @@ fn main() {
         ctr::cases(),
         hamming::cases(),
         knn::cases(),
+        kv::cases(),
         limits::cases(),
         matrix::cases(),
     ]

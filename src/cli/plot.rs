@@ -9,6 +9,7 @@ mod projection;
 pub mod retrieval;
 mod scatter;
 mod side;
+pub mod tradeoff;
 
 use ndarray::ArrayView2;
 use plotters::prelude::*;

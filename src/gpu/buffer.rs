@@ -191,7 +191,12 @@ impl Gpu {
 
     /// Records filling `buffer` with zeros.
     pub(crate) fn clear(&self, buffer: &Buffer) {
-        lock(&self.inner.recorder).clear(&self.inner, buffer.raw(), buffer.bytes());
+        self.clear_view(buffer.view());
+    }
+
+    /// Records filling a part of a buffer with zeros.
+    pub(crate) fn clear_view(&self, view: View<'_>) {
+        lock(&self.inner.recorder).clear(&self.inner, view.buffer.raw(), view.offset, view.bytes);
     }
 }
 

@@ -17,7 +17,7 @@ use crate::Error;
 use crate::attention::NO_KEY;
 use crate::kernels::attention::cpu::micro::{Isa, PACK, SOFTMAX_ROWS, Stored};
 use crate::kv::latents::PAGE;
-use crate::kv::layer::{HostStore, Rows};
+use crate::kv::store::{HostStore, Rows};
 
 pub(crate) use tables::HostTables;
 
