@@ -6,6 +6,8 @@ mod file;
 mod moments;
 mod options;
 mod solve;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

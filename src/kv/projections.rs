@@ -2,6 +2,8 @@
 
 mod basis;
 mod file;
+#[cfg(test)]
+mod tests;
 mod trained;
 
 use std::collections::BTreeMap;
