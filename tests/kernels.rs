@@ -6,6 +6,8 @@ mod attention;
 mod attention_backward;
 #[path = "kernels/bessel.rs"]
 mod bessel;
+#[path = "kernels/calibration.rs"]
+mod calibration;
 mod common;
 #[path = "kernels/ctr.rs"]
 mod ctr;
@@ -61,6 +63,7 @@ fn main() {
         attention::cases(),
         attention_backward::cases(),
         bessel::cases(),
+        calibration::cases(),
         ctr::cases(),
         hamming::cases(),
         knn::cases(),

@@ -11,9 +11,11 @@
 
 use anyhow::{Result, ensure};
 use half::f16;
-use ndarray::{Array4, Ix4};
+use ndarray::{Array1, Array2, Array4, Ix4};
 use orthant::attention::{Options, Output, attention};
-use orthant::kv::{AttendOptions, CacheOptions, KvCache, LatentBits, Sequence};
+use orthant::kv::{
+    AttendOptions, Basis, CacheOptions, Frame, KvCache, LatentBits, Projections, Rope, RopeLayout, Sequence,
+};
 use orthant::{Device, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -99,7 +101,12 @@ impl Inputs {
     fn cache(&self, device: &Device, &(rank, bits, block, _): &Variant) -> Result<Cached> {
         let [_, kv_heads, d] = HEADS;
         let options = CacheOptions::new().bits(bits, bits);
-        let mut cache = KvCache::of_leading_channels(device, (kv_heads, d), rank, block, &options)?;
+        let rope = if block.is_some() { Rope::new(RopeLayout::Halves, d, 1e4)? } else { Rope::none() };
+        let projections = Projections::new(kv_heads, d, rope, block.map_or(Frame::Post, Frame::Block))?;
+        let basis = Basis::orthogonal(1, Array1::zeros(d), Array2::eye(d))?;
+        let bases = || vec![basis.clone(); kv_heads];
+        let projections = projections.with_layer(0, bases(), bases())?.with_rank(rank)?;
+        let mut cache = KvCache::new(device, &projections, &options)?;
         let sequence = cache.insert()?;
         cache.append(0, &[sequence], &device.tensor(&self.k)?, &device.tensor(&self.v)?)?;
         Ok((cache, sequence))

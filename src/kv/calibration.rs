@@ -6,6 +6,8 @@ mod file;
 mod moments;
 mod options;
 mod solve;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -13,7 +15,7 @@ use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, s};
 
 use super::latents::Side;
 use super::layer::Turns;
-use super::projections::Projections;
+use super::projections::{Projections, finite};
 use super::rope::{Frame, Rope};
 use crate::{Error, Result};
 use moments::{Inputs, Moments, QueryMoments};
@@ -112,7 +114,7 @@ impl Calibration {
             let expected = format!("(width, {} heads of {d})", self.q_heads);
             return Err(Error::Shape { place: PLACE, quantity: "w_o", expected, found: w_o.shape().to_vec() });
         }
-        finite("w_o", w_o.iter())?;
+        finite(PLACE, "w_o", w_o.iter())?;
         let mut grams = Array3::zeros((self.kv_heads, d, d));
         for head in 0..self.q_heads {
             let of_head = w_o.slice(s![.., head * d..(head + 1) * d]).mapv(f64::from);
@@ -135,7 +137,7 @@ impl Calibration {
                 let expected = format!("({rows}, width)");
                 return Err(Error::Shape { place: PLACE, quantity, expected, found: weights.shape().to_vec() });
             }
-            finite(quantity, weights.iter())?;
+            finite(PLACE, quantity, weights.iter())?;
         }
         self.layer(layer).weights = [w_k, w_v].map(|weights| Some(weights.mapv(f64::from)));
         Ok(())
@@ -184,17 +186,7 @@ impl Calibration {
     }
 }
 
-/// An error that names the first element that is not finite.
-fn finite<'a>(quantity: &'static str, elements: impl Iterator<Item = &'a f32>) -> Result<()> {
-    match elements.enumerate().find(|(_, x)| !x.is_finite()) {
-        Some((index, found)) => {
-            Err(Error::Domain { place: PLACE, quantity, index, expected: "finite", found: found.to_string() })
-        }
-        None => Ok(()),
-    }
-}
-
-/// W_o and the like as they are used: the part of some heads.
+/// The part of a matrix that is of some elements.
 fn of_heads(matrix: &Array2<f64>, first: usize, last: usize) -> Array2<f64> {
     matrix.slice(s![first..last, first..last]).to_owned()
 }

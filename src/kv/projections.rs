@@ -2,6 +2,8 @@
 
 mod basis;
 mod file;
+#[cfg(test)]
+mod tests;
 mod trained;
 
 use std::collections::BTreeMap;
@@ -20,6 +22,20 @@ const PLACE: &str = "Projections";
 
 fn argument<T>(quantity: &'static str, expected: impl Into<String>, found: impl ToString) -> Result<T> {
     Err(Error::Argument { place: PLACE, quantity, expected: expected.into(), found: found.to_string() })
+}
+
+/// An error that names the first element that is not finite, in row-major order.
+pub(crate) fn finite<'a>(
+    place: &'static str,
+    quantity: &'static str,
+    elements: impl Iterator<Item = &'a f32>,
+) -> Result<()> {
+    match elements.enumerate().find(|(_, x)| !x.is_finite()) {
+        Some((index, found)) => {
+            Err(Error::Domain { place, quantity, index, expected: "finite", found: found.to_string() })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Ranks by layer (the model's number), keys or values, and set of KV heads (one head, unless the projections are joint).

@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::kernels::matmul;
 use crate::tensor::Tensor;
 
-/// Rows of a product on a GPU: f32 sums of so many.
+/// Rows of a product: on a GPU f32 sums of so many.
 const ROWS: usize = 1024;
 /// Of the positions that a query sees, each one of so many equal parts.
 const SAMPLES: usize = 4;
@@ -97,7 +97,7 @@ impl Calibration {
             return Err(Error::Shape { place: PLACE, quantity: "x", expected, found: x.shape().to_vec() });
         }
         let x = x.to_array()?.mapv(AttentionElement::widen);
-        finite("x", x.iter())?;
+        finite(PLACE, "x", x.iter())?;
         let mut sum = Array1::zeros(width);
         for row in x.rows() {
             sum.zip_mut_with(&row, |sum: &mut f64, x| *sum += f64::from(x.abs()));
@@ -142,7 +142,7 @@ impl Calibration {
         }
         let host = |quantity, tensor: &Tensor<T, Ix4>| {
             let array = tensor.to_array()?.mapv(AttentionElement::widen);
-            finite(quantity, array.iter())?;
+            finite(PLACE, quantity, array.iter())?;
             Ok(array)
         };
         Ok(Batch { device, starts, q: host("q", q)?, k: host("k", k)?, v: host("v", v)? })
@@ -246,14 +246,15 @@ fn moments(device: &Device, rows: &Array2<f32>, weights: &Array2<f64>) -> Result
 
 /// rows^T rows.
 fn gram(device: &Device, rows: &Array2<f32>) -> Result<Array2<f64>> {
-    if device.is_cpu() {
-        let rows = device.tensor_from(rows.mapv(f64::from))?;
-        return matmul(&rows, &rows, true, false)?.to_array();
-    }
     let mut out = Array2::zeros((rows.ncols(), rows.ncols()));
     for rows in rows.axis_chunks_iter(Axis(0), ROWS) {
-        let rows = device.tensor(&rows)?;
-        out += &matmul(&rows, &rows, true, false)?.to_array()?.mapv(f64::from);
+        if device.is_cpu() {
+            let rows = device.tensor_from(rows.mapv(f64::from))?;
+            out += &matmul(&rows, &rows, true, false)?.to_array()?;
+        } else {
+            let rows = device.tensor(&rows)?;
+            out += &matmul(&rows, &rows, true, false)?.to_array()?.mapv(f64::from);
+        }
     }
     Ok(out)
 }

@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, Array2, s};
 
-use super::PLACE;
+use super::{PLACE, finite};
 use crate::kv::layer::Factors;
 use crate::{Error, Result};
 
@@ -40,14 +40,9 @@ impl Basis {
         if !(1..=width).contains(&rank) {
             return super::argument("rank", format!("1 to {width}"), rank);
         }
-        let elements = [("mean", mean.as_slice()), ("down", down.as_slice()), ("up", up.as_slice())];
-        for (quantity, elements) in elements {
-            let elements = elements.unwrap_or_default();
-            if let Some(index) = elements.iter().position(|x| !x.is_finite()) {
-                let found = elements[index].to_string();
-                return Err(Error::Domain { place: PLACE, quantity, index, expected: "finite", found });
-            }
-        }
+        finite(PLACE, "mean", mean.iter())?;
+        finite(PLACE, "down", down.iter())?;
+        finite(PLACE, "up", up.iter())?;
         Ok(Self { heads, mean, down, up, spectrum: None })
     }
 
