@@ -5,8 +5,8 @@ use half::f16;
 use ndarray::{Array1, Array2, Array3, Array4, ArrayView1, Axis, s};
 use orthant::Device;
 use orthant::kv::{
-    Activations, Basis, Budget, CacheOptions, Calibration, Frame, KvCache, LatentBits, Projections, Rope, RopeLayout,
-    Side, allocate, error_table, evaluate,
+    Activations, Basis, Budget, CacheOptions, Calibration, Frame, KvCache, LatentBits, ProjectionOptions, Projections,
+    Rope, RopeLayout, Side, Weighting, allocate, error_table, evaluate,
 };
 use safetensors::SafeTensors;
 

@@ -88,7 +88,8 @@ fn by_sequence(splits: &[Split], sequences: Range<usize>) -> Vec<Range<usize>> {
     let mut all = vec![0..0; sequences.len()];
     for (index, split) in splits.iter().enumerate() {
         let own = &mut all[split.sequence - sequences.start];
-        *own = if own.is_empty() { index } else { own.start }..index + 1;
+        let first = if own.start == own.end { index } else { own.start };
+        *own = first..index + 1;
     }
     all
 }
