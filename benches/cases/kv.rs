@@ -119,7 +119,9 @@ impl Inputs {
 
     fn dense<'a>(&'a self, place: &'a Place) -> Result<Case<'a>> {
         let device = &place.device;
-        let on = move || Ok([device.tensor(&self.q)?, device.tensor(&self.k)?, device.tensor(&self.v)?]);
+        let on = move || -> orthant::Result<[Tensor<f16, Ix4>; 3]> {
+            Ok([device.tensor(&self.q)?, device.tensor(&self.k)?, device.tensor(&self.v)?])
+        };
         let call = |[q, k, v]: &[Tensor<f16, Ix4>; 3]| attention(q, k, v, &Options::new());
         let work = self.work("attention", 2 * HEADS[2], (4 * self.k.len()) as f64);
         let check = |output: &Array4<f16>| {

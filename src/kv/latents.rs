@@ -8,6 +8,8 @@
 //!   token for each 32 channels, words[channel / 32][token]
 //! * minimum = min rounded to f16, scale = (max - minimum) / (2^bits - 1) rounded to f16, 0 where that is below 0 (to nearest, ties to even); code =
 //!   (z - minimum) / scale, all f32, rounded (ties to even) and clamped to 0..2^bits, 0 where the scale is 0; stands for minimum + scale * code
+//! * a minimum of zero is +0. The words that a GPU makes are these for its own z, bit for bit; its z differ from the CPU's by the roundings of sums in
+//!   another order alone
 //! * tokens that are held exactly beside (sinks) take no part in min and max
 //! * 16 bits are f16, 32 bits f32
 //!

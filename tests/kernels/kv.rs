@@ -352,15 +352,17 @@ fn a_life_of_sequences(device: &Device) -> Result<()> {
             append(&mut [&mut gpu, &mut cpu], &sequences, (&k, &v), &[1, 0, 66, 1, 63])?;
             let (k, v) = rows(3, 1, 611);
             append(&mut [&mut gpu, &mut cpu], &sequences[1..2], (&k, &v), &[600, 11])?;
-            let check = |gpu: &KvCache, cpu: &KvCache, sequences: &[Sequence], what: &str| -> Result<()> {
+            // Rows that were rebuilt: roundings of two projections; in f16 some of them next to a tie, off by 2^-11 with the weight of one token in 80.
+            let cut = if exact == ExactType::Half { 1e-4 } else { 2.0 * SINGLE };
+            let check = |gpu: &KvCache, cpu: &KvCache, sequences: &[Sequence], what: &str, bound: f64| -> Result<()> {
                 ensure!(gpu.bytes() == cpu.bytes(), "{what}: {} and {} bytes", gpu.bytes(), cpu.bytes());
                 for q_len in [1, 9] {
                     let q = noise::<f32>(9, (sequences.len(), 6, q_len, 40));
-                    same(what, (gpu, cpu), sequences, &q, &AttendOptions::new().causal(), SINGLE)?;
+                    same(what, (gpu, cpu), sequences, &q, &AttendOptions::new().causal(), bound)?;
                 }
                 Ok(())
             };
-            check(&gpu, &cpu, &sequences, "ragged")?;
+            check(&gpu, &cpu, &sequences, "ragged", SINGLE)?;
             for cache in [&mut gpu, &mut cpu] {
                 let fork = cache.fork(sequences[1])?;
                 cache.truncate(fork, 300)?;
@@ -369,10 +371,10 @@ fn a_life_of_sequences(device: &Device) -> Result<()> {
                 cache.truncate(sequences[2], 80)?;
             }
             sequences = gpu.sequences().collect();
-            check(&gpu, &cpu, &sequences, "after a cut")?;
+            check(&gpu, &cpu, &sequences, "after a cut", cut)?;
             let (k, v) = rows(5, 4, 70);
             append(&mut [&mut gpu, &mut cpu], &sequences, (&k, &v), &[70])?;
-            check(&gpu, &cpu, &sequences, "and on")?;
+            check(&gpu, &cpu, &sequences, "and on", cut)?;
             for cache in [&mut gpu, &mut cpu] {
                 cache.remove(sequences[1])?;
                 cache.clear(sequences[0])?;
@@ -380,7 +382,7 @@ fn a_life_of_sequences(device: &Device) -> Result<()> {
             sequences.remove(1);
             let (k, v) = rows(7, 3, 200);
             append(&mut [&mut gpu, &mut cpu], &sequences, (&k, &v), &[150, 50])?;
-            check(&gpu, &cpu, &sequences, "in pages used before")?;
+            check(&gpu, &cpu, &sequences, "in pages used before", cut)?;
             // What is saved on one is loaded on the other.
             let folder = tempfile::tempdir()?;
             let path = folder.path().join("cache.safetensors");

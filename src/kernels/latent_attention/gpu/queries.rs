@@ -81,7 +81,7 @@ impl Call<'_> {
         let fits = plain || factors.up[0].bytes() <= gpu.max_binding();
         // Where D does not fit: units of one head at a time, written where they belong.
         let runs: Vec<Range<usize>> = if fits {
-            vec![0..units.len()]
+            std::iter::once(0..units.len()).collect()
         } else {
             let mut end = 0;
             let of_head = units.chunk_by(|a, b| a.head == b.head && a.sequence == b.sequence);
