@@ -58,7 +58,7 @@ impl Setup {
         };
         let keys = self.keys.iter().map(&mut basis).collect::<orthant::Result<Vec<_>>>()?;
         let values = self.values.iter().map(&mut basis).collect::<orthant::Result<Vec<_>>>()?;
-        let layout = if self.d % 3 == 0 { RopeLayout::Adjacent } else { RopeLayout::Halves };
+        let layout = if self.d.is_multiple_of(3) { RopeLayout::Adjacent } else { RopeLayout::Halves };
         let rope = Rope::new(layout, self.d / 2 * 2, 1e4)?;
         let frame = self.block.map_or(Frame::Post, Frame::Block);
         let projections = Projections::new(self.heads, self.d, rope, frame)?.with_layer(0, keys, values)?;

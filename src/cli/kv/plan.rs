@@ -69,7 +69,9 @@ pub fn rope(input: &Input, choice: &KvChoice, layer: usize) -> anyhow::Result<Ro
         (Some(theta), _) => (choice.adjacent, theta),
         (None, Some((adjacent, theta))) => (adjacent || choice.adjacent, theta),
         // Keys after rotation are taken as they are.
-        (None, None) if input.has(layer, "k_post") && as_rotated(choice) => return Ok(Rope::none()),
+        (None, None) if as_rotated(choice) && (input.has(layer, "k_post") || !input.has(layer, "k_pre")) => {
+            return Ok(Rope::none());
+        }
         (None, None) => {
             let what = "its metadata says nothing of rotary embedding as `rope`: give --theta (or --frame post)";
             return Err(bad(input.path().display(), what));
