@@ -85,7 +85,7 @@ impl Plan {
     }
 }
 
-/// Ids and distances, [queries, k], of what `search` finds for a range of queries: keys in order, k at least a query.
+/// Ids and distances, (queries, k), of what `search` finds for a range of queries: keys in order, k at least a query.
 fn collect<T: crate::Element>(
     queries: usize,
     k: usize,
