@@ -8,6 +8,9 @@ mod clustering;
 mod complaint;
 mod devices;
 mod files;
+mod hamming;
+mod knn;
+mod kv;
 mod memory;
 mod output;
 mod plot;
@@ -39,6 +42,12 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         args::Command::Vmf(args::Vmf::Score(args)) => vmf::score::run(&args),
         args::Command::Vmf(args::Vmf::Sample(args)) => vmf::sample::run(&args),
         args::Command::Attention(args) => attention::run(&args),
+        args::Command::Hamming(args::Hamming::Binarize(args)) => hamming::binarize::run(&args),
+        args::Command::Hamming(args::Hamming::Search(args)) => hamming::search::run(&args),
+        args::Command::Hamming(args::Hamming::Evaluate(args)) => hamming::evaluate::run(&args),
+        args::Command::Knn(args) => knn::run(&args),
+        args::Command::Kv(args::Kv::Calibrate(args)) => kv::calibrate::run(&args),
+        args::Command::Kv(args::Kv::Evaluate(args)) => kv::evaluate::run(&args),
     })
 }
 
@@ -58,7 +67,8 @@ fn complain(text: &str) {
 /// The first paragraph of clap's complaint, without its advice.
 fn usage(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "say what to do: devices, bessel, vmf fit|score|sample or attention (--help lists the options)"
+        return "say what to do: devices, bessel, vmf fit|score|sample, attention, kv calibrate|evaluate, \
+                hamming binarize|search|evaluate or knn (--help lists the options)"
             .to_string();
     }
     let text = error.render().to_string();

@@ -9,13 +9,18 @@
 //! whatever its number of threads.
 
 mod asymmetric;
+mod binarize;
 mod codes;
+mod evaluate;
 mod file;
 mod index;
 mod neighbours;
 mod options;
 
+pub use crate::kernels::SignRule;
+pub use binarize::{Binarizer, Fusion, ItqOptions, binarize, fuse};
 pub use codes::Codes;
+pub use evaluate::{EvaluateOptions, Evaluation, TopN, WithinRadius, evaluate, evaluate_async};
 pub use file::{IndexFile, search_parts};
 pub use index::Index;
 pub use neighbours::{Neighbours, Ranges};

@@ -14,6 +14,7 @@ pub(crate) mod matmul;
 mod mixture_posterior;
 pub(crate) mod normalize_rows;
 pub(crate) mod pack_latents;
+pub(crate) mod sign_pack;
 pub(crate) mod strips;
 
 use std::sync::Arc;
@@ -24,10 +25,11 @@ pub use bessel::{
 
 use crate::gpu::{Check, Constant, Kernel};
 pub use column_sums::column_sums;
-pub use hamming::hamming;
+pub use hamming::{hamming, hamming_histograms};
 pub use matmul::{MatmulElement, matmul};
 pub use mixture_posterior::{Posterior, PosteriorSummary, mixture_posterior, mixture_summary};
 pub use normalize_rows::normalize_rows;
+pub use sign_pack::{SignRule, sign_pack};
 
 pub use crate::gpu::{Needs, Variant};
 
@@ -39,11 +41,15 @@ pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
         attention::variants(),
         bessel::variants(),
         column_sums::variants(),
+        hamming::variants(),
         interacting_layer::variants(),
+        latent_attention::variants(),
         limits::variants(),
         matmul::variants(),
         mixture_posterior::variants(),
         normalize_rows::variants(),
+        sign_pack::variants(),
+        pack_latents::variants(),
         strips::variants(),
     ]
     .into_iter()

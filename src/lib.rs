@@ -23,6 +23,7 @@ mod error;
 mod gpu;
 pub mod hamming;
 pub mod kernels;
+pub mod knn;
 pub mod kv;
 mod tensor;
 pub mod vmf;

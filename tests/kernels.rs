@@ -9,6 +9,12 @@ mod bessel;
 mod common;
 #[path = "kernels/ctr.rs"]
 mod ctr;
+#[path = "kernels/hamming.rs"]
+mod hamming;
+#[path = "kernels/knn.rs"]
+mod knn;
+#[path = "kernels/kv.rs"]
+mod kv;
 #[path = "kernels/limits.rs"]
 mod limits;
 #[path = "kernels/matrix.rs"]
@@ -56,6 +62,9 @@ fn main() {
         attention_backward::cases(),
         bessel::cases(),
         ctr::cases(),
+        hamming::cases(),
+        knn::cases(),
+        kv::cases(),
         limits::cases(),
         matrix::cases(),
     ]

@@ -3,6 +3,7 @@
 mod attention;
 mod bessel;
 mod hamming;
+mod hamming_gpu;
 mod kv;
 mod layers;
 mod matmul;

@@ -1,8 +1,12 @@
 //! The command line, as clap reads it.
 
+mod hamming;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use hamming::{Binarize, Hamming, HammingEvaluate, HammingSearch, Knn, KnnMetric, Method, Rule, ViewFusion};
 
 #[derive(Parser)]
 #[command(
@@ -26,6 +30,14 @@ pub enum Command {
     Vmf(Vmf),
     /// Attend with the queries of a file to its keys and values
     Attention(Box<Attention>),
+    /// Make binary codes, search and evaluate them
+    #[command(subcommand)]
+    Hamming(Hamming),
+    /// Find the exact nearest rows of floats
+    Knn(Knn),
+    /// Find projections for a low-rank cache of keys and values, and see what such a cache does to attention
+    #[command(subcommand)]
+    Kv(Kv),
 }
 
 /// What every command that computes takes.
@@ -147,6 +159,109 @@ pub struct Attention {
 pub enum AttentionDtype {
     F16,
     F32,
+}
+
+#[derive(Subcommand)]
+pub enum Kv {
+    /// Write projections of keys and values, with a rank for each head
+    Calibrate(Box<KvCalibrate>),
+    /// Say how far attention over a low-rank cache is off, and what the cache takes
+    Evaluate(Box<KvEvaluate>),
+}
+
+#[derive(Args)]
+pub struct KvCalibrate {
+    /// .safetensors of one layer, or of several whose names begin with `layer.N.`: `k_post` or `k_pre` and `v` (kv_heads, tokens, d),
+    /// `q_post` or `q_post_lastN` (q_heads, tokens or N, d), moments `cal_*`, `wo_gram` (kv_heads, d, d); float16 or float32
+    pub input: PathBuf,
+    #[command(flatten)]
+    pub choice: KvChoice,
+    /// .safetensors to write the projections to
+    #[arg(long, value_name = "P.safetensors")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Args)]
+pub struct KvEvaluate {
+    /// .safetensors as `kv calibrate` reads it
+    pub input: PathBuf,
+    /// Projections that `kv calibrate` wrote [default: calibrated from the `cal_*` moments of the input]
+    #[arg(long, value_name = "P.safetensors", conflicts_with_all = ["frame", "weighting", "theta", "adjacent"])]
+    pub projections: Option<PathBuf>,
+    #[command(flatten)]
+    pub choice: KvChoice,
+    /// Draw error against memory over ranks, beside a cache that is only quantised and one that is not compressed
+    #[arg(long, value_name = "P.svg")]
+    pub plot: Option<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// What projections are made of, and what the cache is like.
+#[derive(Args)]
+pub struct KvChoice {
+    /// Layers of the input, separated by commas [default: all of it]
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    pub layers: Vec<usize>,
+    /// What keys are latents of: before or after rotary embedding, or turned relative to the first of their block of 64 [default: block64]
+    #[arg(long, value_enum)]
+    pub frame: Option<KvFrame>,
+    /// What is made small: what keys and values are off by (pca), or scores and outputs (q) [default: q]
+    #[arg(long, value_enum)]
+    pub weighting: Option<KvWeighting>,
+    /// One rank for all heads. Without it and a budget keys and values are quantised as they are
+    #[arg(long, value_name = "R", conflicts_with_all = ["budget", "bytes"])]
+    pub rank: Option<usize>,
+    /// Ranks by what each is worth: the part of all latents of full rank that is kept, above 0 and at most 1
+    #[arg(long, value_name = "F", conflicts_with = "bytes", allow_negative_numbers = true)]
+    pub budget: Option<f64>,
+    /// The same, as bytes that the latents of a token may take over all layers, minima and scales among them
+    #[arg(long, value_name = "B")]
+    pub bytes: Option<u64>,
+    /// Bits of a latent; with 8 and fewer, a minimum and a scale for 32 of them take one more
+    #[arg(long, value_enum, default_value_t = KvBits::Four)]
+    pub bits: KvBits,
+    /// So many of the last tokens are exact
+    #[arg(long, value_name = "W", default_value_t = 32)]
+    pub window: usize,
+    /// So many of the first tokens are exact
+    #[arg(long, value_name = "S", default_value_t = 4)]
+    pub sinks: usize,
+    /// Rotary embedding turns elements i and i + d/2 by position / THETA^(2 i / d) [default: what the file's metadata says as `rope`]
+    #[arg(long, value_name = "THETA")]
+    pub theta: Option<f64>,
+    /// Rotary embedding turns elements 2 i and 2 i + 1
+    #[arg(long)]
+    pub adjacent: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvFrame {
+    Pre,
+    Post,
+    Block64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvWeighting {
+    /// Centred principal components of keys and of values
+    Pca,
+    /// Keys by the moments of queries, values by attention and the output projection
+    Q,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvBits {
+    #[value(name = "16")]
+    Sixteen,
+    #[value(name = "8")]
+    Eight,
+    #[value(name = "4")]
+    Four,
+    #[value(name = "2")]
+    Two,
 }
 
 #[derive(Subcommand)]

@@ -11,6 +11,7 @@ use std::path::Path;
 pub use array::{Dtype, RawArray, open_file};
 pub use matrix::{Matrix, Scalar};
 pub use npy::{write_header, write_npy};
+pub use safetensors::contents;
 pub use table::one_line as csv_error;
 
 use super::complaint::bad;

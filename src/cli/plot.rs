@@ -6,8 +6,10 @@ mod confusion;
 mod cosines;
 mod pen;
 mod projection;
+pub mod retrieval;
 mod scatter;
 mod side;
+pub mod tradeoff;
 
 use ndarray::ArrayView2;
 use plotters::prelude::*;

@@ -140,6 +140,11 @@ impl Gpu {
         Ok(Buffer { raw: Some(raw), bytes, pool: self.inner.pool.clone() })
     }
 
+    /// Bytes of the largest buffer.
+    pub(crate) fn max_buffer(&self) -> u64 {
+        self.inner.limits.max_buffer_size & !3
+    }
+
     fn create(&self, place: &'static str, class: u64) -> Result<wgpu::Buffer> {
         let descriptor = wgpu::BufferDescriptor {
             label: Some(place),
@@ -186,7 +191,12 @@ impl Gpu {
 
     /// Records filling `buffer` with zeros.
     pub(crate) fn clear(&self, buffer: &Buffer) {
-        lock(&self.inner.recorder).clear(&self.inner, buffer.raw(), buffer.bytes());
+        self.clear_view(buffer.view());
+    }
+
+    /// Records filling a part of a buffer with zeros.
+    pub(crate) fn clear_view(&self, view: View<'_>) {
+        lock(&self.inner.recorder).clear(&self.inner, view.buffer.raw(), view.offset, view.bytes);
     }
 }
 

@@ -158,8 +158,8 @@ impl Recorder {
         self.encoder(inner).copy_buffer_to_buffer(from, from_offset, to, to_offset, bytes);
     }
 
-    pub(crate) fn clear(&mut self, inner: &Inner, buffer: &wgpu::Buffer, bytes: u64) {
-        self.encoder(inner).clear_buffer(buffer, 0, Some(bytes));
+    pub(crate) fn clear(&mut self, inner: &Inner, buffer: &wgpu::Buffer, offset: u64, bytes: u64) {
+        self.encoder(inner).clear_buffer(buffer, offset, Some(bytes));
     }
 
     /// Submits everything recorded.

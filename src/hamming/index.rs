@@ -4,6 +4,7 @@ use std::fmt;
 
 use ndarray::Ix2;
 
+use crate::gpu::block_on;
 use crate::hamming::codes::{check_bits, width};
 use crate::hamming::{Codes, Mask, Neighbours, Precision, Ranges, SearchOptions, asymmetric};
 use crate::kernels::hamming::{self, Store};
@@ -167,9 +168,17 @@ impl Index {
     /// # Errors
     /// As [`Index::search`].
     pub fn within(&self, queries: &Codes, radius: u32, allowed: Option<&Mask>) -> Result<Ranges> {
+        block_on(self.within_async(queries, radius, allowed))
+    }
+
+    /// [`Index::within`] where a thread must not block.
+    ///
+    /// # Errors
+    /// As [`Index::within`].
+    pub async fn within_async(&self, queries: &Codes, radius: u32, allowed: Option<&Mask>) -> Result<Ranges> {
         self.check("queries", queries)?;
         let allowed = self.among(allowed)?;
-        let mut found = hamming::within(&self.store, queries, radius, allowed.as_ref().map(Mask::words))?;
+        let mut found = hamming::within(&self.store, queries, radius, allowed.as_ref().map(Mask::words)).await?;
         found.first_id = self.first_id;
         Ok(found)
     }

@@ -42,6 +42,7 @@ impl AttentionElement for f16 {
     }
 }
 
+pub(in crate::kernels) use gpu::narrow;
 pub(crate) use gpu::variants;
 
 /// What an attention gives.

@@ -1,13 +1,15 @@
 //! Hamming distances of binary codes: all pairs, the nearest (also by what follows from Hamming distances), those within a radius.
 
 pub(crate) mod cpu;
-pub(crate) mod gpu;
+mod gpu;
 
-use ndarray::{Array2, Ix2};
+use ndarray::{Array2, Ix1, Ix2, s};
 
 use crate::hamming::{Codes, Neighbours, Ranges};
 use crate::tensor::{Storage, Tensor};
 use crate::{Device, Result};
+
+pub(crate) use gpu::variants;
 
 /// Codes laid out for search, on a device.
 pub(crate) enum Store {
@@ -62,6 +64,57 @@ pub fn hamming(a: &Codes, b: &Codes) -> Result<Tensor<u16, Ix2>> {
         (Storage::Host(_), Storage::Host(_)) => cpu::pairwise(a, b),
         (Storage::Gpu(gpu, _), Storage::Gpu(..)) => gpu::pairwise(gpu, a, b),
         _ => unreachable!("both are on one device"),
+    }
+}
+
+/// For each query, how many codes of the base are at each distance, and how many of those have the query's label: (queries, bits + 1) each.
+///
+/// * `base`: n codes with `labels` (n); `queries`: codes of the same width with `query_labels`
+///
+/// Distances are held a tile at a time. What averages over the ranking need of retrieval follows from the two (mAP but for the order of ties).
+///
+/// # Errors
+/// [`Error::Argument`](crate::Error::Argument) for widths that differ; [`Error::Shape`](crate::Error::Shape) where there is not one label a code;
+/// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch); the device's own.
+pub fn hamming_histograms(
+    base: &Codes,
+    labels: &Tensor<u32, Ix1>,
+    queries: &Codes,
+    query_labels: &Tensor<u32, Ix1>,
+) -> Result<(Tensor<u32, Ix2>, Tensor<u32, Ix2>)> {
+    let place = "hamming_histograms";
+    base.agree(place, "queries", queries)?;
+    for (quantity, codes, labels) in [("labels", base, labels), ("query_labels", queries, query_labels)] {
+        base.device().same(place, quantity, labels.device())?;
+        if labels.len() != codes.len() {
+            let expected = format!("[{}], one a code", codes.len());
+            return Err(crate::Error::Shape { place, quantity, expected, found: labels.shape().to_vec() });
+        }
+    }
+    match (base.words().storage(), labels.storage(), query_labels.storage()) {
+        (Storage::Gpu(gpu, _), ..) => gpu::histograms(gpu, base, labels, queries, query_labels),
+        (Storage::Host(_), Storage::Host(labels), Storage::Host(query_labels)) => {
+            let shape = (queries.len(), base.bits() + 1);
+            let (mut all, mut relevant) = (Array2::<u32>::zeros(shape), Array2::<u32>::zeros(shape));
+            let (base_words, words) = (base.words().to_array()?, queries.words().to_array()?);
+            for first in (0..base.len()).step_by(4096) {
+                let last = base.len().min(first + 4096);
+                let part = base_words.slice(s![first..last, ..]).to_owned();
+                let part = Codes::trusted(Tensor::host(part), base.bits());
+                for (query, label) in query_labels.iter().enumerate() {
+                    let wanted =
+                        Codes::trusted(Tensor::host(words.slice(s![query..query + 1, ..]).to_owned()), base.bits());
+                    for (distance, of_code) in
+                        cpu::pairwise(&wanted, &part)?.to_array()?.iter().zip(labels.slice(s![first..last]))
+                    {
+                        all[[query, usize::from(*distance)]] += 1;
+                        relevant[[query, usize::from(*distance)]] += u32::from(of_code == label);
+                    }
+                }
+            }
+            Ok((Tensor::host(all), Tensor::host(relevant)))
+        }
+        _ => unreachable!("all are on one device"),
     }
 }
 
@@ -146,10 +199,10 @@ pub(crate) fn nearest_float(
 }
 
 /// All codes in `allowed` at most `radius` from each query, by (distance, lowest id). Waits.
-pub(crate) fn within(store: &Store, queries: &Codes, radius: u32, allowed: Option<&[u32]>) -> Result<Ranges> {
+pub(crate) async fn within(store: &Store, queries: &Codes, radius: u32, allowed: Option<&[u32]>) -> Result<Ranges> {
     match (store, queries.words().storage()) {
         (Store::Host(tiles), Storage::Host(_)) => cpu::within(tiles, queries, radius, allowed),
-        (Store::Gpu(store), Storage::Gpu(..)) => gpu::within(store, queries, radius, allowed),
+        (Store::Gpu(store), Storage::Gpu(..)) => gpu::within(store, queries, radius, allowed).await,
         _ => unreachable!("both are on one device"),
     }
 }

@@ -1,15 +1,18 @@
 //! Attention over a low-rank cache, in the space of its latents: the door.
 
 mod cpu;
+mod gpu;
 
 use ndarray::Ix4;
 
 use crate::Result;
 use crate::attention::{AttentionElement, Output};
-use crate::kv::layer::{CachedSequence, LatentLayer, Store};
+use crate::kv::layer::{CachedSequence, LatentLayer};
+use crate::kv::store::Store;
 use crate::tensor::{Storage, Tensor};
 
 pub(crate) use cpu::HostTables;
+pub(crate) use gpu::variants;
 
 pub(crate) const PLACE: &str = "KvCache::attend";
 
@@ -30,7 +33,7 @@ pub(crate) struct Attending {
 /// * the latent output is brought to d at the end: o = (sum p z) D + (sum p) mean
 ///
 /// # Errors
-/// [`Error::Domain`](crate::Error::Domain) for an element of q, or an output, that is not finite.
+/// [`Error::Domain`](crate::Error::Domain) for an element of q, or an output, that is not finite; on a GPU at the wait for the output.
 pub(crate) fn latent_attention<T: AttentionElement>(
     layer: &LatentLayer,
     store: &Store,
@@ -43,6 +46,7 @@ pub(crate) fn latent_attention<T: AttentionElement>(
             let (output, lse) = cpu::forward(layer, store, sequences, &q, attending)?;
             Ok(Output { output: Tensor::host(output), lse: attending.lse.then(|| Tensor::host(lse)) })
         }
+        (Store::Device(store), Storage::Gpu(..)) => gpu::forward(layer, store, sequences, q, attending),
         _ => unreachable!("all are on one device"),
     }
 }

@@ -174,6 +174,12 @@ fn on_cpu<T: MatmulElement>(a: &ArrayView2<'_, T>, b: &ArrayView2<'_, T>, shape:
     }
 }
 
+/// a b' of rows on the host, borrowed: as [`matmul()`] with `transpose_b`, for rows of equal length.
+pub(crate) fn on_host<T: MatmulElement>(a: &ArrayView2<'_, T>, b: &ArrayView2<'_, T>) -> Array2<T::Sum> {
+    let (m, n, k) = (a.nrows(), b.nrows(), a.ncols());
+    on_cpu(a, b, &Shape { m, n, k, lda: k, ldb: k, transpose_a: false, transpose_b: true })
+}
+
 /// `threads` of rayon's pool for a product on the CPU, 0 for all of them.
 pub(crate) fn parallel(threads: usize) -> Par {
     #[cfg(not(target_arch = "wasm32"))]

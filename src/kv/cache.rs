@@ -2,17 +2,22 @@
 
 mod file;
 mod options;
+mod rebuild;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ndarray::Ix4;
 
 use super::latents::PageLayout;
-use super::layer::{CachedSequence, ExactType, Factors, LatentLayer, Store, Turns};
+use super::layer::{CachedSequence, ExactType, Factors, LatentLayer, Turns};
+use super::projections::Projections;
+use super::store::{Angles, Store};
 use crate::attention::{AttentionElement, Output};
 use crate::device::Device;
+use crate::gpu::block_on;
 use crate::kernels::latent_attention::{Attending, HostTables, latent_attention};
 use crate::kernels::pack_latents::{Appended, PackJob, keep_exact, pack_latents, rebuild_exact};
 use crate::tensor::Tensor;
@@ -39,6 +44,9 @@ pub(crate) struct LayerFactors {
 ///
 /// Latents are packed in pages of 32 tokens, which forks of a sequence share. Page p is packed once there are 32 (p + 1) + window tokens: the state
 /// depends on the number of tokens alone, not on how they were appended. An error leaves the cache as it was.
+///
+/// On a GPU everything stays there: attending, forking and cutting record work and wait for nothing; [`KvCache::append`] waits for a status word, as it
+/// must know whether all was finite before it counts ([`KvCache::append_without_wait`] does not), saving for what it saves.
 #[derive(Debug)]
 pub struct KvCache {
     device: Device,
@@ -82,16 +90,29 @@ impl Layer {
         pages * self.shape.layout.bytes() + slots * self.shape.slot_bytes()
     }
 
-    /// Ids of `count` new pages, each with one holder.
-    fn take_pages(&mut self, count: usize) -> Result<Vec<u32>> {
+    /// Ids of `count` pages that nobody holds, with memory.
+    fn fresh_pages(&mut self, count: usize) -> Result<Vec<u32>> {
         let fresh = count.saturating_sub(self.free_pages.len());
         let mut ids: Vec<u32> = self.free_pages.iter().rev().take(count).copied().collect();
         let known = self.references.len();
         ids.extend((known..known + fresh).map(|id| id as u32));
         self.store.reserve_pages(&self.shape, &ids, known + fresh)?;
-        self.free_pages.truncate(self.free_pages.len() - (count - fresh));
+        Ok(ids)
+    }
+
+    /// One holder for each of the pages that [`Layer::fresh_pages`] gave.
+    fn claim_pages(&mut self, ids: &[u32]) {
+        let known = self.references.len();
+        let fresh = ids.iter().filter(|id| **id as usize >= known).count();
+        self.free_pages.truncate(self.free_pages.len() - (ids.len() - fresh));
         self.references.resize(known + fresh, 0);
         ids.iter().for_each(|id| self.references[*id as usize] = 1);
+    }
+
+    /// Ids of `count` new pages, each with one holder.
+    fn take_pages(&mut self, count: usize) -> Result<Vec<u32>> {
+        let ids = self.fresh_pages(count)?;
+        self.claim_pages(&ids);
         Ok(ids)
     }
 
@@ -124,11 +145,30 @@ impl Layer {
     }
 }
 
+/// One append.
+struct Plan {
+    index: usize,
+    count: usize,
+    ids: Vec<u32>,
+    jobs: Vec<PackJob>,
+    appended: Vec<Appended>,
+}
+
 fn argument<T>(quantity: &'static str, expected: impl Into<String>, found: impl ToString) -> Result<T> {
     Err(Error::Argument { place: PLACE, quantity, expected: expected.into(), found: found.to_string() })
 }
 
 impl KvCache {
+    /// An empty cache on a device: the layers of the projections, at the ranks they have ([`Projections::with_ranks`]).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for options that do not fit; the device's own.
+    pub fn new(device: &Device, projections: &Projections, options: &CacheOptions) -> Result<Self> {
+        let heads = (projections.kv_heads(), projections.head_dim());
+        let turns = projections.rope().turns(projections.frame());
+        Self::from_factors(device, heads, &turns, projections.factors(), options)
+    }
+
     /// A cache of these projections, checked by their owner: each layer's cover the `kv_heads` heads of `d`.
     pub(crate) fn from_factors(
         device: &Device,
@@ -142,6 +182,7 @@ impl KvCache {
             return argument("head_dim", "1 to 256", head_dim);
         }
         let ranks = |sets: &[Factors]| sets.iter().map(|set| set.rank).collect::<Vec<_>>();
+        let angles = Arc::new(Angles::new(turns));
         let layer = |of_layer: LayerFactors| {
             let LayerFactors { layer, keys, values } = of_layer;
             let layout = PageLayout::new(&ranks(&keys), options.key_bits, &ranks(&values), options.value_bits);
@@ -151,8 +192,8 @@ impl KvCache {
             let shape = LatentLayer { kv_heads, head_dim, turns, keys, values, layout, sinks, window, exact, host };
             Ok(Layer {
                 number: layer,
+                store: Store::new(device, &shape, &angles)?,
                 shape,
-                store: Store::new(device)?,
                 references: Vec::new(),
                 free_pages: Vec::new(),
                 slots: 0,
@@ -201,7 +242,8 @@ impl KvCache {
         self.sequences.keys().copied()
     }
 
-    /// Bytes in use: pages, shared ones once, and the exact rows' places of every sequence. Projections are not counted.
+    /// Bytes in use: pages, shared ones once, and the exact rows' places of every sequence. Projections are not counted. A GPU's buffers grow by halves, and
+    /// what was given back stays in them for what comes.
     pub fn bytes(&self) -> u64 {
         self.layers.iter().map(Layer::bytes).sum()
     }
@@ -330,7 +372,7 @@ impl KvCache {
     /// # Errors
     /// [`Error::Argument`] for a layer or a sequence that is not there, or one that is named twice; [`Error::Shape`]; [`Error::DeviceMismatch`];
     /// [`Error::Domain`] names the first element that is not finite (or beyond f16, where exact rows are), or the first token of a page with such a
-    /// latent; [`Error::TooLarge`] where it would exceed the capacity; the device's own. The cache is then as before.
+    /// latent; [`Error::TooLarge`] where it would exceed the capacity; the device's own. The cache is then as before: a GPU is waited for, to know.
     pub fn append<T: AttentionElement>(
         &mut self,
         layer: usize,
@@ -338,6 +380,56 @@ impl KvCache {
         k: &Tensor<T, Ix4>,
         v: &Tensor<T, Ix4>,
     ) -> Result<()> {
+        block_on(self.append_async(layer, sequences, k, v))
+    }
+
+    /// [`KvCache::append`] where a thread must not block. Dropped before its end, it leaves the cache as before.
+    ///
+    /// # Errors
+    /// As [`KvCache::append`].
+    pub async fn append_async<T: AttentionElement>(
+        &mut self,
+        layer: usize,
+        sequences: &[Sequence],
+        k: &Tensor<T, Ix4>,
+        v: &Tensor<T, Ix4>,
+    ) -> Result<()> {
+        let plan = self.plan(layer, sequences, k, v)?;
+        let Layer { shape, store, .. } = &mut self.layers[plan.index];
+        let packed = match pack_latents(shape, store, &plan.jobs, k, v, false) {
+            Ok(verdict) => verdict.wait().await,
+            Err(error) => Err(error),
+        };
+        self.commit(sequences, &plan, packed, k, v)
+    }
+
+    /// [`KvCache::append`] that does not wait for a GPU: the way to decode with, where keys and values are known to be finite. What is not in its domain is
+    /// found at the wait for any later output of [`KvCache::attend`] over this layer, each of which gives that error from then on: the cache is lost.
+    /// Errors of `k` and `v` themselves are not among them: who waits for what was made of the same inputs learns of those. On the CPU as `append`.
+    ///
+    /// # Errors
+    /// As [`KvCache::append`], but for [`Error::Domain`] on a GPU.
+    pub fn append_without_wait<T: AttentionElement>(
+        &mut self,
+        layer: usize,
+        sequences: &[Sequence],
+        k: &Tensor<T, Ix4>,
+        v: &Tensor<T, Ix4>,
+    ) -> Result<()> {
+        let plan = self.plan(layer, sequences, k, v)?;
+        let Layer { shape, store, .. } = &mut self.layers[plan.index];
+        let packed = pack_latents(shape, store, &plan.jobs, k, v, true).map(drop);
+        self.commit(sequences, &plan, packed, k, v)
+    }
+
+    /// What an append will do, with memory for it; nothing is changed yet.
+    fn plan<T: AttentionElement>(
+        &mut self,
+        layer: usize,
+        sequences: &[Sequence],
+        k: &Tensor<T, Ix4>,
+        v: &Tensor<T, Ix4>,
+    ) -> Result<Plan> {
         const PLACE: &str = "KvCache::append";
         let index = self.layer(layer)?;
         self.distinct(sequences)?;
@@ -373,7 +465,7 @@ impl KvCache {
         let fresh = ahead.iter().map(|(held, pages)| pages - held.pages.len()).sum::<usize>();
         self.allow(fresh as u64 * shape.layout.bytes())?;
         let layer = &mut self.layers[index];
-        let ids = layer.take_pages(fresh)?;
+        let ids = layer.fresh_pages(fresh)?;
         let mut next = ids.iter().copied();
         let mut jobs = Vec::with_capacity(fresh);
         for (sequence, (held, pages)) in ahead.iter().enumerate() {
@@ -382,20 +474,34 @@ impl KvCache {
             }
         }
         let appended: Vec<_> = ahead.iter().map(|(held, _)| Appended { slot: held.slot, len: held.len }).collect();
-        let packed = pack_latents(&layer.shape, &mut layer.store, &jobs, k, v)
-            .and_then(|()| keep_exact(&layer.shape, &mut layer.store, &appended, k, v));
-        if let Err(error) = packed {
-            layer.release_pages(&ids);
+        Ok(Plan { index, count, ids, jobs, appended })
+    }
+
+    /// Makes what was packed a part of the sequences, if it was.
+    fn commit<T: AttentionElement>(
+        &mut self,
+        sequences: &[Sequence],
+        plan: &Plan,
+        packed: Result<()>,
+        k: &Tensor<T, Ix4>,
+        v: &Tensor<T, Ix4>,
+    ) -> Result<()> {
+        let Plan { index, count, ids, jobs, appended } = plan;
+        let layer = &mut self.layers[*index];
+        let kept = packed.and_then(|()| keep_exact(&layer.shape, &mut layer.store, appended, k, v));
+        if let Err(error) = kept {
+            layer.store.free_pages(ids.iter().copied());
             return Err(error);
         }
-        for job in &jobs {
+        layer.claim_pages(ids);
+        for job in jobs {
             if let Some(held) = self.sequences.get_mut(&sequences[job.sequence]) {
-                held[index].pages.push(job.id);
+                held[*index].pages.push(job.id);
             }
         }
         for sequence in sequences {
             if let Some(held) = self.sequences.get_mut(sequence) {
-                held[index].len += count;
+                held[*index].len += count;
             }
         }
         Ok(())
@@ -409,7 +515,7 @@ impl KvCache {
     ///
     /// # Errors
     /// [`Error::Argument`] for a layer or a sequence that is not there, or a scale that is not finite; [`Error::Shape`]; [`Error::DeviceMismatch`];
-    /// [`Error::Domain`] for an element of q, or of the output, that is not finite; the device's own.
+    /// [`Error::Domain`] for an element of q, or of the output, that is not finite, on a GPU at the wait for the output; the device's own.
     pub fn attend<T: AttentionElement>(
         &self,
         layer: usize,

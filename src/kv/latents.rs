@@ -6,8 +6,8 @@
 //! * codes: words[g][token] for g in 0..ceil(rank / w), w = 32 / bits: channel g * w + i in the bits [i * bits, (i + 1) * bits); behind the rank zeros
 //! * parameters: one word of two f16, the minimum in the low half, the scale in the high half; of keys one a channel, words[channel]; of values one a
 //!   token for each 32 channels, words[channel / 32][token]
-//! * scale = (max - min) / (2^bits - 1) rounded to f16, minimum = min rounded to f16 (to nearest, ties to even); code = (z - minimum) / scale, all f32,
-//!   rounded (ties to even) and clamped to 0..2^bits, 0 where the scale is 0; stands for minimum + scale * code
+//! * minimum = min rounded to f16, scale = (max - minimum) / (2^bits - 1) rounded to f16, 0 where that is below 0 (to nearest, ties to even); code =
+//!   (z - minimum) / scale, all f32, rounded (ties to even) and clamped to 0..2^bits, 0 where the scale is 0; stands for minimum + scale * code
 //! * tokens that are held exactly beside (sinks) take no part in min and max
 //! * 16 bits are f16, 32 bits f32
 //!
@@ -81,11 +81,29 @@ impl LatentBits {
     }
 }
 
-/// Which of a page's latents: they differ in what shares a minimum and a scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
+/// Keys or values: their latents differ in what shares a minimum and a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Keys.
     Keys,
+    /// Values.
     Values,
+}
+
+impl Side {
+    /// `keys` or `values`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Keys => "keys",
+            Self::Values => "values",
+        }
+    }
+}
+
+impl std::fmt::Display for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Where the latents of one projection are in a page.
@@ -212,7 +230,9 @@ impl Scaling {
         if min > max {
             return Self::NONE;
         }
-        Self { minimum: f16::from_f32(min), scale: f16::from_f32((max - min) / bits.levels()) }
+        // From the rounded minimum, so that the largest code reaches the maximum. No minimum of -0, whichever of two zeros came first.
+        let minimum = f16::from_f32(min + 0.0);
+        Self { minimum, scale: f16::from_f32(((max - minimum.to_f32()) / bits.levels()).max(0.0)) }
     }
 
     fn word(self) -> u32 {

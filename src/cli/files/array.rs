@@ -127,15 +127,20 @@ impl RawArray {
         }
     }
 
-    /// The array as rows of floating-point numbers.
+    /// The array as rows of floating-point numbers, at least two to a row: directions.
     pub fn into_matrix(self) -> anyhow::Result<Matrix> {
+        self.into_matrix_of(2)
+    }
+
+    /// The array as rows of at least `least` floating-point numbers.
+    pub fn into_matrix_of(self, least: usize) -> anyhow::Result<Matrix> {
         let problem = match (self.dtype, self.shape.as_slice()) {
-            (Dtype::F16 | Dtype::F32 | Dtype::F64, &[rows, dim]) if rows > 0 && dim > 1 => {
+            (Dtype::F16 | Dtype::F32 | Dtype::F64, &[rows, dim]) if rows > 0 && dim >= least => {
                 return Ok(Matrix::new(self, rows, dim));
             }
             (Dtype::F16 | Dtype::F32 | Dtype::F64, &[0, _]) => "the array has no rows".to_string(),
             (Dtype::F16 | Dtype::F32 | Dtype::F64, &[_, dim]) => {
-                format!("the rows have {dim} elements, expected at least 2")
+                format!("the rows have {dim} elements, expected at least {least}")
             }
             (Dtype::F16 | Dtype::F32 | Dtype::F64, shape) => format!(
                 "the array has {} dimension{} (shape {}), expected 2: rows and their elements",
@@ -160,6 +165,44 @@ impl RawArray {
                 Err(bad(path.display(), format!("the elements are {}, expected integers", self.dtype_name)))
             }
             _ => (0..).zip(self.floats()?).map(|(i, x)| whole(x).ok_or_else(|| not_whole(i, x.to_string()))).collect(),
+        }
+    }
+
+    /// The words of rows of binary codes, each as its bytes from the least significant, and the bytes of a row.
+    pub fn into_codes(self) -> anyhow::Result<(Vec<u8>, usize)> {
+        let problem = match (self.dtype, self.shape.as_slice()) {
+            (Dtype::Unsigned(1 | 4 | 8) | Dtype::Signed(1 | 4 | 8), &[rows, words]) if rows > 0 && words > 0 => {
+                let bytes = self.dtype.bytes().unwrap_or(1);
+                let raw = self.little_endian()?;
+                if !self.fortran {
+                    return Ok((raw, words * bytes));
+                }
+                let place = |row: usize, word: usize| (word * rows + row) * bytes;
+                let places = (0..rows).flat_map(|row| (0..words).map(move |word| place(row, word)));
+                return Ok((places.flat_map(|at| raw[at..at + bytes].iter().copied()).collect(), words * bytes));
+            }
+            (Dtype::Unsigned(1 | 4 | 8) | Dtype::Signed(1 | 4 | 8), &[0, _]) => "there are no codes".to_string(),
+            (Dtype::Unsigned(1 | 4 | 8) | Dtype::Signed(1 | 4 | 8), _) => {
+                format!("the array has shape {}, expected (codes, words)", self.shape_text())
+            }
+            _ => format!("the elements are {}, expected words of codes: uint32, uint8 or uint64", self.dtype_name),
+        };
+        Err(bad(self.path.display(), problem))
+    }
+
+    /// Rows of whole numbers, and how many to a row.
+    pub fn into_id_lists(self, rows: usize) -> anyhow::Result<(Vec<i64>, usize)> {
+        match (self.dtype, self.shape.as_slice()) {
+            (Dtype::Unsigned(_) | Dtype::Signed(_), &[n, length]) if n == rows && !self.fortran => {
+                Ok((self.integers()?, length))
+            }
+            (Dtype::Unsigned(_) | Dtype::Signed(_), _) => {
+                let order = if self.fortran { " in Fortran order" } else { "" };
+                let what =
+                    format!("the array has shape {}{order}, expected ({rows}, any): ids of a query", self.shape_text());
+                Err(bad(self.path.display(), what))
+            }
+            _ => Err(bad(self.path.display(), format!("the elements are {}, expected integers", self.dtype_name))),
         }
     }
 
@@ -191,8 +234,8 @@ impl RawArray {
         }
     }
 
-    /// Every element's bytes, least significant first.
-    fn elements<T>(&self, decode: impl Fn(&[u8]) -> Option<T>) -> anyhow::Result<Vec<T>> {
+    /// The bytes of all elements in the order in which they lie, each least significant first.
+    fn little_endian(&self) -> anyhow::Result<Vec<u8>> {
         let bytes = self.dtype.bytes().unwrap_or(1);
         let mut raw = vec![0; self.shape.iter().product::<usize>() * bytes];
         self.body.read_at(0, &mut raw).in_file(&self.path)?;
@@ -200,6 +243,13 @@ impl RawArray {
         if big_endian {
             raw.chunks_exact_mut(bytes).for_each(<[u8]>::reverse);
         }
+        Ok(raw)
+    }
+
+    /// Every element, from its bytes, least significant first.
+    fn elements<T>(&self, decode: impl Fn(&[u8]) -> Option<T>) -> anyhow::Result<Vec<T>> {
+        let bytes = self.dtype.bytes().unwrap_or(1);
+        let raw = self.little_endian()?;
         (raw.chunks_exact(bytes).enumerate())
             .map(|(i, element)| {
                 decode(element).ok_or_else(|| bad(self.path.display(), format!("element {i} is too large")))

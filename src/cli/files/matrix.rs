@@ -5,7 +5,7 @@ use std::path::Path;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, s};
 use orthant::{Error, Result};
 
 use super::RawArray;
@@ -91,6 +91,16 @@ impl Matrix {
         })?;
         all.resize(self.rows * self.dim, T::zeroed());
         Ok(Array2::from_shape_vec((self.rows, self.dim), all)?)
+    }
+
+    /// All rows as f32 (f64 rounded), every one finite.
+    pub fn read_all(&self) -> anyhow::Result<Array2<f32>> {
+        let mut all = self.room::<f32>()?;
+        let mut view = all.view_mut();
+        let read = if self.raw.fortran { self.read_columns(0, &mut view) } else { self.read_pieces(0, &mut view) };
+        read.map_err(|failure| bad(self.path().display(), reason(&failure)))?;
+        check_finite(0, all.view()).map_err(|problem| bad(self.path().display(), problem))?;
+        Ok(all)
     }
 
     /// Rows `first..` into all of `into`, every one finite and not zero. f64 rows that f32 has no room for are scaled:
@@ -186,12 +196,22 @@ fn check_rows<T: Scalar>(first: usize, rows: ArrayView2<'_, T>) -> std::result::
             continue;
         }
         let row_number = first + i;
-        if let Some((j, x)) = row.iter().enumerate().find(|(_, x)| !x.is_finite()) {
-            return Err(format!("row {row_number} is not finite: element {j} is {x} (both count from 0)"));
-        }
+        not_finite(row_number, row)?;
         if row.iter().all(|x| x.is_zero()) {
             return Err(format!("row {row_number} is zero, which has no direction (rows count from 0)"));
         }
     }
     Ok(())
+}
+
+/// Says which row, counted from `first`, is not finite.
+fn check_finite<T: Scalar>(first: usize, rows: ArrayView2<'_, T>) -> std::result::Result<(), String> {
+    rows.outer_iter().enumerate().try_for_each(|(i, row)| not_finite(first + i, row))
+}
+
+fn not_finite<T: Scalar>(row_number: usize, row: ArrayView1<'_, T>) -> std::result::Result<(), String> {
+    match row.iter().enumerate().find(|(_, x)| !x.is_finite()) {
+        None => Ok(()),
+        Some((j, x)) => Err(format!("row {row_number} is not finite: element {j} is {x} (both count from 0)")),
+    }
 }

@@ -1,5 +1,7 @@
 //! Hugging Face's `.safetensors`: the header by its own crate, the elements where they lie in the file.
 
+use std::collections::HashMap;
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -13,7 +15,8 @@ use crate::cli::complaint::{InFile, bad};
 /// What the safetensors crate allows a header to be.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-pub fn open(path: &Path, name: Option<&str>) -> anyhow::Result<RawArray> {
+/// The header of a file, and where the elements begin.
+fn header(path: &Path) -> anyhow::Result<(File, Metadata, u64)> {
     let (mut file, length) = open_file(path)?;
     let not_one = |why: String| bad(path.display(), format!("not a .safetensors file, or truncated ({why})"));
     let mut size = [0; 8];
@@ -32,7 +35,19 @@ pub fn open(path: &Path, name: Option<&str>) -> anyhow::Result<RawArray> {
             format!("truncated: the tensors need {} bytes, the file has {available}", metadata.data_len()),
         ));
     }
+    Ok((file, metadata, 8 + size))
+}
 
+/// The names of the tensors, sorted, and what else the file says of itself.
+pub fn contents(path: &Path) -> anyhow::Result<(Vec<String>, HashMap<String, String>)> {
+    let (_, metadata, _) = header(path)?;
+    let mut names = metadata.offset_keys();
+    names.sort();
+    Ok((names, metadata.metadata().clone().unwrap_or_default()))
+}
+
+pub fn open(path: &Path, name: Option<&str>) -> anyhow::Result<RawArray> {
+    let (file, metadata, start) = header(path)?;
     let mut names = metadata.offset_keys();
     names.sort();
     let name = choose(path, &names, name)?;
@@ -58,6 +73,6 @@ pub fn open(path: &Path, name: Option<&str>) -> anyhow::Result<RawArray> {
         shape: info.shape.clone(),
         fortran: false,
         swapped: cfg!(target_endian = "big"),
-        body: Body::File { file, offset: 8 + size + info.data_offsets.0 as u64 },
+        body: Body::File { file, offset: start + info.data_offsets.0 as u64 },
     })
 }

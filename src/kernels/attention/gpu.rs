@@ -180,7 +180,7 @@ pub(super) fn forward<T: AttentionElement>(
     if rows > 0 {
         call.region(Region::whole(problem))?;
         if let Some(wide) = &wide {
-            call.narrow(wide, &lse, &out, rows * problem.d_v)?;
+            narrow(gpu, PLACE, problem.d_v, (wide, &lse), &out, rows * problem.d_v, &check)?;
         }
     }
     let checks =
@@ -333,37 +333,44 @@ impl Call<'_> {
         };
         join.run(self.gpu, (out, lse), self.check)
     }
+}
 
-    /// Records the f16 of `elements` f32, in windows of whole words: a merge of one part, whose log-sum-exps it leaves as they are.
-    fn narrow(&self, wide: &Buffer, lse: &Buffer, out: &Buffer, elements: usize) -> Result<()> {
-        let d_v = self.problem.d_v;
-        let alignment = self.gpu.binding_alignment();
-        // Two rows are whole words, whatever their length.
-        let limit = (self.gpu.max_binding() - alignment - 4) as usize;
-        let step = limit / (d_v * 8) * 2;
-        let rows = elements / d_v;
-        let spare = self.gpu.allocate(PLACE, (rows * 4) as u64)?;
-        for row in (0..rows).step_by(step) {
-            let count = step.min(rows - row);
-            let window = |buffer, bytes: usize| {
-                let (view, shift) = View::window(buffer, (row * bytes) as u64, (count * bytes) as u64, alignment);
-                (view, shift as u32 / 4)
-            };
-            let join = Join {
-                place: PLACE,
-                d_v,
-                half: false,
-                half_out: true,
-                part: window(wide, d_v * 4),
-                part_lse: window(lse, 4),
-                parts: 1,
-                stride: 0,
-                rows: count,
-                row,
-                first_row: row,
-            };
-            join.run(self.gpu, (out, &spare), self.check)?;
-        }
-        Ok(())
+/// Records the f16 of `elements` f32 in rows of `d_v`, in windows of whole words: a merge of one part, whose log-sum-exps it leaves as they are.
+pub(in crate::kernels) fn narrow(
+    gpu: &Gpu,
+    place: &'static str,
+    d_v: usize,
+    (wide, lse): (&Buffer, &Buffer),
+    out: &Buffer,
+    elements: usize,
+    check: &Check,
+) -> Result<()> {
+    let alignment = gpu.binding_alignment();
+    // Two rows are whole words, whatever their length.
+    let limit = (gpu.max_binding() - alignment - 4) as usize;
+    let step = limit / (d_v * 8) * 2;
+    let rows = elements / d_v;
+    let spare = gpu.allocate(place, (rows * 4) as u64)?;
+    for row in (0..rows).step_by(step) {
+        let count = step.min(rows - row);
+        let window = |buffer, bytes: usize| {
+            let (view, shift) = View::window(buffer, (row * bytes) as u64, (count * bytes) as u64, alignment);
+            (view, shift as u32 / 4)
+        };
+        let join = Join {
+            place,
+            d_v,
+            half: false,
+            half_out: true,
+            part: window(wide, d_v * 4),
+            part_lse: window(lse, 4),
+            parts: 1,
+            stride: 0,
+            rows: count,
+            row,
+            first_row: row,
+        };
+        join.run(gpu, (out, &spare), check)?;
     }
+    Ok(())
 }

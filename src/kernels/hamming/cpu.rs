@@ -187,7 +187,7 @@ pub(crate) fn nearest_float(
 }
 
 /// For each byte of a code and each value of it: the sum of magnitudes of the components whose sign differs from its bit.
-fn tables(query: impl Iterator<Item = f32>) -> Vec<[f32; 256]> {
+pub(super) fn tables(query: impl Iterator<Item = f32>) -> Vec<[f32; 256]> {
     let query: Vec<f32> = query.collect();
     let table = |components: &[f32]| {
         std::array::from_fn(|value| {

@@ -1,16 +1,13 @@
 //! The CPU's way. Rows (queries times heads of a group) of one KV head walk its tokens, 256 at a time: packed ones in latent space, exact ones as they are.
 //!
-//! Few rows are cut in ranges of 1024 tokens for the threads, many walk all tokens at once. Queries are absorbed (D R_{-n0} q) once a frame block, or,
+//! Few rows are cut in ranges of 2048 tokens for the threads, many walk all tokens at once. Queries are absorbed (D R_{-n0} q) once a frame block, or,
 //! where blocks are so short or rows so many that it costs less, keys are rebuilt.
 
-#[cfg(target_arch = "x86_64")]
-mod integers;
-#[cfg(not(target_arch = "x86_64"))]
-#[path = "cpu/no_integers.rs"]
-mod integers;
+mod quantised;
 mod tables;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ndarray::{Array3, Array4, ArrayView4};
 use rayon::prelude::*;
@@ -20,14 +17,16 @@ use crate::Error;
 use crate::attention::NO_KEY;
 use crate::kernels::attention::cpu::micro::{Isa, PACK, SOFTMAX_ROWS, Stored};
 use crate::kv::latents::PAGE;
-use crate::kv::layer::{HostStore, Rows};
+use crate::kv::store::{HostStore, Rows};
 
 pub(crate) use tables::HostTables;
 
 /// Tokens of a step of the online softmax.
 const STEP: usize = 256;
 /// Tokens of a range, where rows are few.
-const RANGE: usize = 1024;
+const RANGE: usize = 2048;
+/// Keys of so many pages ahead are asked for.
+const AHEAD: usize = 2;
 /// Rows that are few.
 const FEW_ROWS: usize = 16;
 
@@ -47,6 +46,7 @@ pub(super) fn forward<T: AttentionElement>(
     }
     let Some(tables) = &layer.host else { unreachable!("a layer on the CPU has its tables") };
     let group = q_heads / layer.kv_heads;
+    let longest = sequences.iter().map(|sequence| layer.boundary(sequence.len)).max().unwrap_or(0);
     let call = Call {
         layer,
         store,
@@ -57,7 +57,8 @@ pub(super) fn forward<T: AttentionElement>(
         q_heads,
         q_len,
         attending,
-        bytes: integers::available(),
+        angles: tables.angles(&layer.turns, longest),
+        way: quantised::Way::best(tables.isa),
     };
     let step = (SOFTMAX_ROWS / group).max(1).min(q_len.max(1));
     let mut units = Vec::new();
@@ -108,8 +109,10 @@ struct Call<'a, T> {
     q_heads: usize,
     q_len: usize,
     attending: Attending,
-    /// Whether few rows may go by [`integers`].
-    bytes: bool,
+    /// Of the origins of blocks, one after the other.
+    angles: Arc<Vec<(f32, f32)>>,
+    /// How few rows go over quantised latents.
+    way: quantised::Way,
 }
 
 /// Rows that are computed together: row r is query `queries.start + r / heads` of head `kv_head * group + heads.start + r % heads`.
@@ -153,7 +156,7 @@ struct Scratch {
     scores: Vec<f32>,
     transposed: Vec<f32>,
     angles: Vec<(f32, f32)>,
-    integers: integers::Scratch,
+    quantised: quantised::Scratch,
 }
 
 fn sized(vector: &mut Vec<f32>, length: usize) -> &mut [f32] {
@@ -250,7 +253,7 @@ impl<'a, T: AttentionElement> Call<'a, T> {
     /// Packed tokens, in latent space.
     fn packed(&self, unit: &Unit, tokens: Range<usize>, scratch: &mut Scratch) -> Part {
         let (layer, tables, isa, rows) = (self.layer, self.tables, self.tables.isa, unit.rows());
-        let Scratch { turned, absorbed, keys, rebuilt, values, scores, transposed, angles, integers } = scratch;
+        let Scratch { turned, absorbed, keys, rebuilt, values, scores, transposed, angles, quantised } = scratch;
         let sequence = self.sequences[unit.sequence];
         let (key_set, key_head) = LatentLayer::set_of(&layer.keys, unit.kv_head);
         let (value_set, _) = LatentLayer::set_of(&layer.values, unit.kv_head);
@@ -263,10 +266,10 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         let mut part = Part { o: vec![0.0; rank_v * ldo], m: vec![NO_KEY; rows], l: vec![0.0; rows] };
         let block = layer.turns.block();
         let rebuilds = rebuilds(block, rows, rank, d);
-        let bytes = rows <= FEW_ROWS && self.bytes;
-        let key_bytes = bytes && key_layout.bits.quantised() && !rebuilds;
-        let value_bytes = bytes && value_layout.bits.quantised();
-        let mut sums = if value_bytes { integers::Sums::new(value_layout, rows) } else { integers::Sums::default() };
+        let few = rows <= FEW_ROWS;
+        let key_codes = few && key_layout.bits.quantised() && !rebuilds;
+        let value_codes = few && value_layout.bits.quantised();
+        let mut sums = value_codes.then(|| self.way.sums(value_layout, rows));
         // Which blocks' absorbed queries are there.
         let mut there = 0..0;
         let mut rows_of_panels = [0.0; PACK];
@@ -281,8 +284,8 @@ impl<'a, T: AttentionElement> Call<'a, T> {
             let scores = sized(scores, rows * count);
             // One more row of ones, for the means.
             let keys = sized(keys, (rank + 1) * count);
-            if !key_bytes {
-                tables::decode_panels(key_layout, pages, panel, keys);
+            if !key_codes {
+                tables::decode_panels(isa, key_layout, pages, panel, keys);
             }
             if rebuilds {
                 let rebuilt = sized(rebuilt, d * count);
@@ -304,18 +307,22 @@ impl<'a, T: AttentionElement> Call<'a, T> {
                             unit,
                             absorb,
                             there.clone(),
-                            Absorbing { turned: &mut *turned, absorbed: &mut *absorbed, angles: &mut *angles },
+                            Absorbing { turned: &mut *turned, absorbed: &mut *absorbed },
                             rank,
                         );
                     }
                     let absorbed = &absorbed[(number - there.start) * rows * ldr..][..rows * ldr];
-                    let of_bytes = if key_bytes { (n..next).step_by(PAGE) } else { (n..n).step_by(PAGE) };
-                    for from in of_bytes.map(|at| at - first) {
+                    let of_codes = if key_codes { (n..next).step_by(PAGE) } else { (n..n).step_by(PAGE) };
+                    for from in of_codes.map(|at| at - first) {
                         let page = pages[from / PAGE];
+                        let after = sequence.pages.get((first + from) / PAGE + AHEAD);
+                        let ahead = after
+                            .map_or(&[][..], |id| &self.store.pages[*id as usize][key_layout.params..key_layout.end]);
+                        let ahead = [ahead, &page[value_layout.params..value_layout.end]];
                         let scores = &mut scores[from..];
-                        integers::scores(key_layout, page, absorbed, ldr, rows, scores, count, integers);
+                        self.way.scores(key_layout, page, absorbed, ldr, rows, scores, count, quantised, ahead);
                     }
-                    for at in (if key_bytes { next } else { n }..next).step_by(panel) {
+                    for at in (if key_codes { next } else { n }..next).step_by(panel) {
                         let width = panel.min(next - at);
                         let from = at - first;
                         let keys = &keys[from * (rank + 1)..][..width * (rank + 1)];
@@ -345,11 +352,11 @@ impl<'a, T: AttentionElement> Call<'a, T> {
             let mut fade = [0.0; SOFTMAX_ROWS];
             isa.softmax(rows, count, scores, count, &bounds, &mut part.m, &mut part.l, &mut fade);
             let fades = fade[..rows].iter().any(|fade| *fade != 1.0);
-            if value_bytes {
+            if let Some(sums) = &mut sums {
                 if fades {
                     sums.fade(&fade[..rows]);
                 }
-                sums.add(value_layout, pages, scores, count, rows, integers);
+                sums.add(value_layout, pages, scores, count, rows, quantised);
                 continue;
             }
             if fades {
@@ -358,12 +365,12 @@ impl<'a, T: AttentionElement> Call<'a, T> {
                 }
             }
             let values = sized(values, rank_v * count);
-            tables::decode_rows(value_layout, pages, values);
+            tables::decode_rows(isa, value_layout, pages, values);
             let transposed = sized(transposed, ldo * count);
             isa.pack_keys(scores, rows, count, transposed, &mut rows_of_panels);
             isa.product(rank_v, count, rows, values, count, transposed, panel * count, 0, &mut part.o, ldo, true);
         }
-        if value_bytes {
+        if let Some(sums) = sums {
             sums.finish(value_layout, rows, &mut part.o, ldo);
         }
         part
@@ -377,7 +384,7 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         let turned = sized(scratch.turned, count * ldq);
         let (plain, others) = turned.split_at_mut(rows * ldq);
         self.queries(unit, ldq, plain);
-        let Some(block) = layer.turns.block() else {
+        if layer.turns.block().is_none() {
             let absorbed = sized(scratch.absorbed, count * ldr);
             isa.product(
                 count,
@@ -395,13 +402,13 @@ impl<'a, T: AttentionElement> Call<'a, T> {
             return;
         };
         // The first block last: the others begin with a copy of it.
+        let pairs = layer.turns.pairs.len();
+        let angles = |number: usize| &self.angles[number * pairs..][..pairs];
         for (number, of_block) in blocks.clone().skip(1).zip(others.chunks_exact_mut(rows * ldq)) {
-            layer.turns.angles(number * block, scratch.angles);
             of_block.copy_from_slice(plain);
-            of_block.chunks_exact_mut(ldq).for_each(|row| layer.turns.back(row, scratch.angles));
+            of_block.chunks_exact_mut(ldq).for_each(|row| layer.turns.back(row, angles(number)));
         }
-        layer.turns.angles(blocks.start * block, scratch.angles);
-        plain.chunks_exact_mut(ldq).for_each(|row| layer.turns.back(row, scratch.angles));
+        plain.chunks_exact_mut(ldq).for_each(|row| layer.turns.back(row, angles(blocks.start)));
         let absorbed = sized(scratch.absorbed, count * ldr);
         isa.product(
             count,
@@ -485,7 +492,6 @@ impl<'a, T: AttentionElement> Call<'a, T> {
 struct Absorbing<'a> {
     turned: &'a mut Vec<f32>,
     absorbed: &'a mut Vec<f32>,
-    angles: &'a mut Vec<(f32, f32)>,
 }
 
 /// Whether keys are rebuilt: rank d + rows d products a token, where absorbing takes rows rank d / block + rows rank; and always where a block is not of

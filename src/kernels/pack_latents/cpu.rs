@@ -8,7 +8,8 @@ use crate::Error;
 use crate::kernels::attention::cpu::micro::Isa;
 use crate::kernels::latent_attention::HostTables;
 use crate::kv::latents::{PAGE, SetLayout};
-use crate::kv::layer::{ExactType, Factors, HostStore, Rows};
+use crate::kv::layer::{ExactType, Factors};
+use crate::kv::store::{HostStore, Rows};
 
 /// As the layer stores it.
 fn rounded<T: AttentionElement>(layer: &LatentLayer, x: T) -> f32 {

@@ -53,19 +53,20 @@ impl KvCache {
         let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {
             let mut rows: HashMap<u32, u32> = HashMap::new();
-            let (mut pages, mut exact, mut lengths, mut tables) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let (mut ids, mut exact, mut lengths, mut tables) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for held in self.sequences.values().map(|held| &held[index]) {
                 for &id in &held.pages {
                     let next = rows.len() as u32;
                     let row = *rows.entry(id).or_insert(next);
                     if row == next {
-                        pages.extend(layer.store.read_page(id)?.iter().flat_map(|word| word.to_le_bytes()));
+                        ids.push(id);
                     }
                     tables.extend(row.to_le_bytes());
                 }
-                exact.extend(layer.store.read_slot(held.slot)?);
+                exact.extend(layer.store.read_slot(&layer.shape, held.slot)?);
                 lengths.extend((held.len as u64).to_le_bytes());
             }
+            let pages = layer.store.read_pages(&ids)?.iter().flat_map(|word| word.to_le_bytes()).collect();
             let count = self.sequences.len();
             let name = |what: &str| format!("layer.{}.{what}", layer.number);
             tensors.push((name("pages"), Dtype::U32, vec![rows.len(), layer.shape.layout.words], pages));
@@ -209,7 +210,7 @@ impl<'a> OfLayer<'a> {
         for rows in self.exact.chunks_exact(layer.shape.slot_bytes().max(1) as usize) {
             let slot = layer.take_slot()?;
             taken.1.push(slot);
-            layer.store.write_slot(slot, rows)?;
+            layer.store.write_slot(&layer.shape, slot, rows)?;
         }
         Ok(())
     }

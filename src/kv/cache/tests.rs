@@ -81,7 +81,7 @@ fn rebuilt(cache: &KvCache, sequence: Sequence) -> Array4<f64> {
     let layer = &cache.layers[0];
     let (shape, held) = (&layer.shape, &cache.sequences[&sequence][0]);
     let mut out = Array4::zeros((2, shape.kv_heads, held.len, shape.head_dim));
-    let Store::Host(store) = &layer.store;
+    let Store::Host(store) = &layer.store else { unreachable!() };
     for n in 0..held.len {
         for (side, (sets, layouts)) in
             [(&shape.keys, &shape.layout.keys), (&shape.values, &shape.layout.values)].into_iter().enumerate()
@@ -249,7 +249,7 @@ fn one_at_a_time_gives_the_words_of_all_at_once() {
     let layer = &cache.layers[0];
     assert_eq!((a.len, a.pages.len()), (5000, (5000 - 32) / 32));
     for (a, b) in a.pages.iter().zip(&b.pages) {
-        assert_eq!(layer.store.read_page(*a).unwrap(), layer.store.read_page(*b).unwrap());
+        assert_eq!(layer.store.read_pages(&[*a]).unwrap(), layer.store.read_pages(&[*b]).unwrap());
     }
     assert_eq!(rebuilt(&cache, one), rebuilt(&cache, all));
 }
@@ -262,7 +262,7 @@ fn half_the_rank_at_4_bits_takes_84_percent_less() {
     let sequence = cache.insert().unwrap();
     let rows = Array4::<half::f16>::zeros((1, 8, 1 << 15, 128));
     cache.append(3, &[sequence], &tensor(&rows), &tensor(&rows)).unwrap();
-    let Store::Host(store) = &cache.layers[0].store;
+    let Store::Host(store) = &cache.layers[0].store else { unreachable!() };
     let held: usize = store.pages.iter().map(|page| 4 * page.len()).sum::<usize>()
         + store.slots.iter().map(|slot| slot.as_bytes().len()).sum::<usize>();
     assert_eq!(cache.bytes(), held as u64);

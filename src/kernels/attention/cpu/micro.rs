@@ -142,6 +142,8 @@ macro_rules! for_every_isa {
     };
 }
 
+pub(crate) mod codes;
+
 for_every_isa! {
     /// Lanes of a vector, and the columns of a panel are two vectors.
     fn lanes() -> usize;

@@ -28,6 +28,23 @@ pub(crate) trait Simd {
     unsafe fn select_less(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
     /// The bits, shifted left by 23.
     unsafe fn into_exponent(x: Self::V) -> Self::V;
+    /// Words and `mask`, which has not the highest bit, as numbers.
+    unsafe fn masked(from: *const u32, mask: u32) -> Self::V;
+    /// Words shifted down by `shift` > 0, as numbers.
+    unsafe fn shifted(from: *const u32, shift: u32) -> Self::V;
+    /// The low and the high halves of `LANES` words, each an f16.
+    #[inline(always)]
+    unsafe fn halves(from: *const u32) -> (Self::V, Self::V) {
+        let (mut low, mut high) = ([f16::ZERO; 16], [f16::ZERO; 16]);
+        // SAFETY: the caller's.
+        unsafe {
+            for lane in 0..Self::LANES {
+                let word = *from.add(lane);
+                (low[lane], high[lane]) = (f16::from_bits(word as u16), f16::from_bits((word >> 16) as u16));
+            }
+            (Self::load_half(low.as_ptr()), Self::load_half(high.as_ptr()))
+        }
+    }
     unsafe fn sum(x: Self::V) -> f32;
     unsafe fn largest(x: Self::V) -> f32;
     /// Asks for the cache line of an address, which need not be of anything.
@@ -111,6 +128,28 @@ mod x86 {
         #[inline(always)]
         unsafe fn into_exponent(x: __m512) -> __m512 {
             unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(x))) }
+        }
+        #[inline(always)]
+        unsafe fn masked(from: *const u32, mask: u32) -> __m512 {
+            unsafe {
+                let words = _mm512_loadu_si512(from.cast());
+                _mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(mask as i32)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn shifted(from: *const u32, shift: u32) -> __m512 {
+            unsafe {
+                let words = _mm512_loadu_si512(from.cast());
+                _mm512_cvtepi32_ps(_mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn halves(from: *const u32) -> (__m512, __m512) {
+            unsafe {
+                let words = _mm512_loadu_si512(from.cast());
+                let half = |words| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
+                (half(words), half(_mm512_srli_epi32::<16>(words)))
+            }
         }
         #[inline(always)]
         unsafe fn sum(x: __m512) -> f32 {
@@ -211,6 +250,34 @@ mod x86 {
             unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(x))) }
         }
         #[inline(always)]
+        unsafe fn masked(from: *const u32, mask: u32) -> __m256 {
+            unsafe {
+                let words = _mm256_loadu_si256(from.cast());
+                _mm256_cvtepi32_ps(_mm256_and_si256(words, _mm256_set1_epi32(mask as i32)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn shifted(from: *const u32, shift: u32) -> __m256 {
+            unsafe {
+                let words = _mm256_loadu_si256(from.cast());
+                _mm256_cvtepi32_ps(_mm256_srl_epi32(words, _mm_cvtsi32_si128(shift as i32)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn halves(from: *const u32) -> (__m256, __m256) {
+            unsafe {
+                let words = _mm256_loadu_si256(from.cast());
+                let low = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
+                // Within each half of the register first, then in order.
+                let packed = _mm256_packus_epi32(low, _mm256_srli_epi32::<16>(words));
+                let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+                (
+                    _mm256_cvtph_ps(_mm256_castsi256_si128(packed)),
+                    _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(packed)),
+                )
+            }
+        }
+        #[inline(always)]
         unsafe fn sum(x: __m256) -> f32 {
             unsafe {
                 let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
@@ -297,6 +364,14 @@ mod arm {
             unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(x))) }
         }
         #[inline(always)]
+        unsafe fn masked(from: *const u32, mask: u32) -> float32x4_t {
+            unsafe { vcvtq_f32_u32(vandq_u32(vld1q_u32(from), vdupq_n_u32(mask))) }
+        }
+        #[inline(always)]
+        unsafe fn shifted(from: *const u32, shift: u32) -> float32x4_t {
+            unsafe { vcvtq_f32_u32(vshlq_u32(vld1q_u32(from), vdupq_n_s32(-(shift as i32)))) }
+        }
+        #[inline(always)]
         unsafe fn sum(x: float32x4_t) -> f32 {
             unsafe { vaddvq_f32(x) }
         }
@@ -367,6 +442,16 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn into_exponent(x: [f32; 4]) -> [f32; 4] {
         four(|i| f32::from_bits(x[i].to_bits() << 23))
+    }
+    #[inline(always)]
+    unsafe fn masked(from: *const u32, mask: u32) -> [f32; 4] {
+        let words = unsafe { from.cast::<[u32; 4]>().read_unaligned() };
+        four(|i| (words[i] & mask) as f32)
+    }
+    #[inline(always)]
+    unsafe fn shifted(from: *const u32, shift: u32) -> [f32; 4] {
+        let words = unsafe { from.cast::<[u32; 4]>().read_unaligned() };
+        four(|i| (words[i] >> shift) as f32)
     }
     #[inline(always)]
     unsafe fn sum(x: [f32; 4]) -> f32 {

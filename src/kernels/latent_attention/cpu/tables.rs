@@ -1,11 +1,12 @@
 //! Projections and pages as the products want them.
 
-use half::f16;
+use std::sync::Mutex;
+
 use multiversion::multiversion;
 
 use super::*;
 use crate::kv::latents::{GROUP, LatentBits, SetLayout, Side};
-use crate::kv::layer::Factors;
+use crate::kv::layer::{Factors, Turns};
 
 /// The projections of a layer, in panels of [`Isa::product`].
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(crate) struct HostTables {
     pub(crate) key_heads: Vec<Vec<KeyHead>>,
     /// Of each set and each of its heads, [rank + 1, d]: D, and the mean below.
     pub(crate) value_heads: Vec<Vec<Vec<f32>>>,
+    /// Cosines and sines of the origins of the first blocks.
+    angles: Mutex<Arc<Vec<(f32, f32)>>>,
 }
 
 /// D^T of one head with the mean as its last column, [d, rank + 1]: as panels and as rows.
@@ -47,7 +50,28 @@ impl HostTables {
             value_down: values.iter().map(down).collect(),
             key_heads: keys.iter().map(|set| (0..set.heads).map(|head| key_head(set, head)).collect()).collect(),
             value_heads: values.iter().map(|set| (0..set.heads).map(|head| value_head(set, head)).collect()).collect(),
+            angles: Mutex::default(),
         }
+    }
+
+    /// Cosines and sines of the origins of all blocks of `tokens` tokens, pairs within a block: kept, since they cost as much as all else (half of decoding
+    /// in blocks of 64).
+    pub(super) fn angles(&self, turns: &Turns, tokens: usize) -> Arc<Vec<(f32, f32)>> {
+        let Some(block) = turns.block() else { return Arc::default() };
+        let needed = tokens.div_ceil(block) * turns.pairs.len();
+        let mut known = self.angles.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if known.len() < needed {
+            // A few more, since a decoder asks again after every token.
+            let blocks = tokens.div_ceil(block) + tokens.div_ceil(8 * block);
+            let mut of_block = Vec::new();
+            let mut all = Vec::with_capacity(blocks * turns.pairs.len());
+            for number in 0..blocks {
+                turns.angles(number * block, &mut of_block);
+                all.extend_from_slice(&of_block);
+            }
+            *known = Arc::new(all);
+        }
+        known.clone()
     }
 }
 
@@ -59,10 +83,10 @@ fn panels(isa: Isa, matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 }
 
 /// The latents of pages, and a row of ones below: panels [rank + 1][panel] of tokens.
-pub(super) fn decode_panels(set: &SetLayout, pages: &[&[u32]], panel: usize, to: &mut [f32]) {
+pub(super) fn decode_panels(isa: Isa, set: &SetLayout, pages: &[&[u32]], panel: usize, to: &mut [f32]) {
     let rank = set.rank;
     for (page, words) in pages.iter().enumerate() {
-        decode(set, words, |channel, z| {
+        decode(isa, set, words, |channel, z| {
             for (at, z) in z.chunks_exact(panel).enumerate() {
                 let first = (page * (PAGE / panel) + at) * (rank + 1);
                 to[(first + channel) * panel..][..panel].copy_from_slice(z);
@@ -75,24 +99,25 @@ pub(super) fn decode_panels(set: &SetLayout, pages: &[&[u32]], panel: usize, to:
 }
 
 /// The latents of pages: [rank, tokens].
-pub(super) fn decode_rows(set: &SetLayout, pages: &[&[u32]], to: &mut [f32]) {
+pub(super) fn decode_rows(isa: Isa, set: &SetLayout, pages: &[&[u32]], to: &mut [f32]) {
     let count = pages.len() * PAGE;
     for (page, words) in pages.iter().enumerate() {
-        decode(set, words, |channel, z| to[channel * count + page * PAGE..][..PAGE].copy_from_slice(z));
+        decode(isa, set, words, |channel, z| to[channel * count + page * PAGE..][..PAGE].copy_from_slice(z));
     }
 }
 
 /// One channel of a page after the other.
-fn decode(set: &SetLayout, page: &[u32], mut take: impl FnMut(usize, &[f32; PAGE])) {
+fn decode(isa: Isa, set: &SetLayout, page: &[u32], mut take: impl FnMut(usize, &[f32; PAGE])) {
     let (of_word, bits) = (set.bits.channels(), set.bits.count());
     let mut z = [0.0; PAGE];
-    let (mut minima, mut scales) = ([0.0; PAGE], [0.0; PAGE]);
+    let (mut minima, mut scales, mut high) = ([0.0; PAGE], [0.0; PAGE], [0.0; PAGE]);
     for channel in 0..set.rank {
         let words = page[set.codes + channel / of_word * PAGE..].first_chunk().unwrap_or(&[0; PAGE]);
         let shift = (channel % of_word) as u32 * bits;
         match (set.bits, set.side) {
             (LatentBits::ThirtyTwo, _) => (0..PAGE).for_each(|t| z[t] = f32::from_bits(words[t])),
-            (LatentBits::Sixteen, _) => halves(words, shift, &mut z),
+            (LatentBits::Sixteen, _) if channel % 2 == 0 => isa.unpack_halves(words, &mut z, &mut high),
+            (LatentBits::Sixteen, _) => z = high,
             (_, Side::Keys) => {
                 let (minimum, scale) = set.scaling(page, channel, 0);
                 integers(words, shift, bits, &[minimum; PAGE], &[scale; PAGE], &mut z);
@@ -100,20 +125,12 @@ fn decode(set: &SetLayout, page: &[u32], mut take: impl FnMut(usize, &[f32; PAGE
             (_, Side::Values) => {
                 if channel % GROUP == 0 {
                     let params = page[set.params + channel / GROUP * PAGE..].first_chunk().unwrap_or(&[0; PAGE]);
-                    halves(params, 0, &mut minima);
-                    halves(params, 16, &mut scales);
+                    isa.unpack_halves(params, &mut minima, &mut scales);
                 }
                 integers(words, shift, bits, &minima, &scales, &mut z);
             }
         }
         take(channel, &z);
-    }
-}
-
-#[multiversion(targets("x86_64+avx512f+avx2+fma+f16c", "x86_64+avx2+fma+f16c", "aarch64+neon"))]
-fn halves(words: &[u32; PAGE], shift: u32, to: &mut [f32; PAGE]) {
-    for t in 0..PAGE {
-        to[t] = f16::from_bits((words[t] >> shift) as u16).to_f32();
     }
 }
 

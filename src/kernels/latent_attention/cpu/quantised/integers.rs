@@ -45,7 +45,7 @@ pub(super) struct Scratch {
 
 /// Sums over values: what [`Sums::add`] adds, and [`Sums::finish`] brings in order.
 #[derive(Default)]
-pub(super) struct Sums {
+pub(in super::super) struct Sums {
     /// [word, part of it, rows, 16]: of four channels and four quarters of the tokens.
     parts: Vec<[f32; 16]>,
     /// [group, rows]: of weight times minimum.
@@ -405,77 +405,4 @@ unsafe fn add_of<const BITS: u32, const R: usize>(
 unsafe fn params_of(set: &SetLayout, pages: &[&[u32]], group: usize, vector: usize) -> __m512i {
     let at = set.params + group * PAGE + vector % 2 * LANES;
     unsafe { _mm512_loadu_si512(pages.get_unchecked(vector / 2).as_ptr().add(at).cast()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kv::latents::{LatentBits, PageLayout};
-
-    /// Against the same in f64. 2e-6 of the largest: coefficients are good to 2^-24 of the largest each, sums are exact.
-    #[test]
-    fn integers_agree_with_the_definition() {
-        if !available() {
-            return;
-        }
-        let noise = |i: usize| ((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / 8_388_608.0 - 1.0;
-        for bits in [LatentBits::Two, LatentBits::Four, LatentBits::Eight] {
-            for rank in [1, 5, 16, 33, 64, 100] {
-                for rows in 1..=9 {
-                    let layout = PageLayout::new(&[rank], bits, &[rank], bits);
-                    let pages: Vec<Vec<u32>> = (0..5)
-                        .map(|page| {
-                            let mut words = vec![0; layout.words];
-                            let z: Vec<f32> = (0..rank * PAGE).map(|i| noise(i + page * 9999)).collect();
-                            assert!(layout.keys[0].encode(&z, 0, &mut words));
-                            assert!(layout.values[0].encode(&z, 0, &mut words));
-                            words
-                        })
-                        .collect();
-                    let (keys, values) = (&layout.keys[0], &layout.values[0]);
-                    let mut scratch = Scratch::default();
-                    let ldq = rank + 3;
-                    let q: Vec<f32> = (0..rows * ldq).map(|i| noise(i + 77)).collect();
-                    let mut found = vec![0.0; rows * 40];
-                    scores(keys, &pages[0], &q, ldq, rows, &mut found, 40, &mut scratch);
-                    for row in 0..rows {
-                        for t in 0..PAGE {
-                            let z = |c: usize| f64::from(keys.decode(&pages[0], c, t));
-                            let expected = (0..rank).map(|c| f64::from(q[row * ldq + c]) * z(c)).sum::<f64>();
-                            let expected = expected + f64::from(q[row * ldq + rank]);
-                            let error = (f64::from(found[row * 40 + t]) - expected).abs();
-                            assert!(
-                                error <= 2e-6 * (rank as f64).sqrt().max(2.0),
-                                "{bits:?} {rank} {rows} {row} {t}: {error:e} {expected}"
-                            );
-                        }
-                    }
-                    let weights: Vec<f32> = (0..rows * 160).map(|i| noise(i + 5).abs()).collect();
-                    let borrowed: Vec<&[u32]> = pages.iter().map(|page| &page[..]).collect();
-                    let mut sums = Sums::new(values, rows);
-                    sums.add(values, &borrowed[..2], &weights, 160, rows, &mut scratch);
-                    let by: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32).collect();
-                    sums.fade(&by);
-                    sums.add(values, &borrowed[2..], &weights[64..], 160, rows, &mut scratch);
-                    let mut found = vec![0.0; rank * 16];
-                    sums.finish(values, rows, &mut found, 16);
-                    for row in 0..rows {
-                        for c in 0..rank {
-                            let term = |t: usize| {
-                                let weight =
-                                    f64::from(weights[row * 160 + t]) * if t < 64 { f64::from(by[row]) } else { 1.0 };
-                                weight * f64::from(values.decode(&pages[t / PAGE], c, t % PAGE))
-                            };
-                            let expected: f64 = (0..160).map(term).sum();
-                            let error = (f64::from(found[c * 16 + row]) - expected).abs();
-                            assert!(
-                                error <= 1e-5 * f64::from(by[row]).max(1.0) * 8.0,
-                                "{bits:?} {rank} {rows}: {error:e} of {expected}"
-                            );
-                        }
-                    }
-                }
-            }
-        }
-    }
 }
