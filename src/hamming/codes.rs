@@ -10,7 +10,7 @@ pub(crate) const MAX_BITS: usize = 8192;
 
 /// n binary codes of `bits` bits each, on a [`Device`].
 ///
-/// Bit j of a code is bit j % 32 (the least significant is 0) of its word j / 32; words are u32, [n, ceil(bits / 32)] row by row, and bits of the
+/// Bit j of a code is bit j % 32 (the least significant is 0) of its word j / 32; words are u32, (n, ceil(bits / 32)) row by row, and bits of the
 /// last word beyond `bits` are 0. In memory of a little-endian machine that is FAISS's layout, padded to words.
 #[derive(Debug, Clone)]
 pub struct Codes {
@@ -37,7 +37,7 @@ pub(crate) fn check_bits(place: &'static str, bits: usize) -> Result<()> {
 }
 
 impl Codes {
-    /// Codes whose words are there already, [n, ceil(bits / 32)]. Waits for them, to see that padding bits are 0; where `bits` is a multiple of 32 there are
+    /// Codes whose words are there already, (n, ceil(bits / 32)). Waits for them, to see that padding bits are 0; where `bits` is a multiple of 32 there are
     /// none, and nothing waits.
     ///
     /// # Errors
@@ -68,7 +68,7 @@ impl Codes {
         Self { words, bits }
     }
 
-    /// Codes of rows of 0 and 1, [n, bits].
+    /// Codes of rows of 0 and 1, (n, bits).
     ///
     /// # Errors
     /// [`Error::Argument`] unless the number of columns is a multiple of 8 from 8 to 8192; those of [`Device::tensor`].
@@ -84,7 +84,7 @@ impl Codes {
         Ok(Self { words: device.tensor_from(words)?, bits })
     }
 
-    /// The bits, [n, bits]. Waits.
+    /// The bits, (n, bits). Waits.
     ///
     /// # Errors
     /// Those of [`Tensor::to_array`].
@@ -93,7 +93,7 @@ impl Codes {
         Ok(Array2::from_shape_fn((self.len(), self.bits), |(i, j)| words[[i, j / 32]] >> (j % 32) & 1 == 1))
     }
 
-    /// Codes of FAISS's binary indexes: [n, bits / 8] bytes, bit j of a code being bit j % 8 (the least significant is 0) of its byte j / 8. That is also
+    /// Codes of FAISS's binary indexes: (n, bits / 8) bytes, bit j of a code being bit j % 8 (the least significant is 0) of its byte j / 8. That is also
     /// `np.packbits(rows, axis=1, bitorder="little")`.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl Codes {
         Ok(Self { words: device.tensor_from(words)?, bits })
     }
 
-    /// The codes as bytes in FAISS's layout, [n, bits / 8]. Waits.
+    /// The codes as bytes in FAISS's layout, (n, bits / 8). Waits.
     ///
     /// # Errors
     /// Those of [`Tensor::to_array`].
@@ -131,7 +131,7 @@ impl Codes {
         Ok(Array2::from_shape_fn((self.len(), self.bits / 8), |(i, j)| (words[[i, j / 4]] >> (8 * (j % 4))) as u8))
     }
 
-    /// The words, [n, ceil(bits / 32)].
+    /// The words, (n, ceil(bits / 32)).
     pub fn words(&self) -> &Tensor<u32, Ix2> {
         &self.words
     }

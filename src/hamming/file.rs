@@ -302,7 +302,7 @@ impl IndexFile {
 }
 
 /// The nearest of each query among indexes that are there one at a time, say [`IndexFile::parts`]: ids, `first_id` of the part added, and distances,
-/// [queries, min(k, codes)]. Waits for each part.
+/// (queries, min(k, codes)). Waits for each part.
 ///
 /// # Errors
 /// Those of the parts and of [`Index::search`].

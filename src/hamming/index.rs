@@ -110,7 +110,7 @@ impl Index {
         Ok(before - self.len())
     }
 
-    /// The nearest of each query by Hamming distance, [queries, min(k, codes that are there and allowed)].
+    /// The nearest of each query by Hamming distance, (queries, min(k, codes that are there and allowed)).
     ///
     /// # Errors
     /// [`Error::Argument`] for k = 0, codes of another width, a mask of another length; [`Error::DeviceMismatch`]; the device's own.
@@ -135,7 +135,7 @@ impl Index {
         Ok(found)
     }
 
-    /// As [`Index::search`] for queries that are not binary, [queries, bits]: the distance of a code is the sum of |q_j| over the components whose sign
+    /// As [`Index::search`] for queries that are not binary, (queries, bits): the distance of a code is the sum of |q_j| over the components whose sign
     /// (>= 0 or not) differs from its bit j. With bits as signs s = 1 or -1 that is (sum |q_j| - q's) / 2: the order is that of the inner product.
     ///
     /// Sums in f32 are within bits / 8 roundings of exact; those of int4 are exact for the query as it was rounded. Waits for the queries.

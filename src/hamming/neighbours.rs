@@ -11,9 +11,9 @@ use crate::{Error, Result, Tensor};
 /// ([`Neighbours::merge`]).
 #[derive(Debug, Clone)]
 pub struct Neighbours<T: Element> {
-    /// [queries, k], counted from `first_id`; k is what was asked for, or all that there are.
+    /// (queries, k), counted from `first_id`; k is what was asked for, or all that there are.
     pub ids: Tensor<u32, Ix2>,
-    /// [queries, k].
+    /// (queries, k).
     pub distances: Tensor<T, Ix2>,
     /// What ids count from.
     pub first_id: u64,
@@ -28,7 +28,7 @@ impl<T: Element> Neighbours<T> {
         Ok(self.ids.to_array()?.mapv(|id| self.first_id + u64::from(id)))
     }
 
-    /// The k nearest among results of several parts of a base, with their ids as they are: ids and distances, [queries, k]. Waits.
+    /// The k nearest among results of several parts of a base, with their ids as they are: ids and distances, (queries, k). Waits.
     ///
     /// Right for any order of parts, if each was asked for at least k neighbours.
     ///
@@ -74,9 +74,9 @@ pub(super) fn merge<T: Element>(parts: &[(Array2<u64>, Array2<T>)], k: usize) ->
 pub struct Ranges {
     /// Where each query's hits begin, and the end: queries + 1 numbers.
     pub offsets: Vec<u64>,
-    /// [hits], counted from `first_id`.
+    /// (hits), counted from `first_id`.
     pub ids: Tensor<u32, Ix1>,
-    /// [hits].
+    /// (hits).
     pub distances: Tensor<u32, Ix1>,
     /// What ids count from.
     pub first_id: u64,

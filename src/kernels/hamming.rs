@@ -35,7 +35,7 @@ impl Store {
         }
     }
 
-    /// The words of codes `first..end`, [n, ceil(bits / 32)]. Waits.
+    /// The words of codes `first..end`, (n, ceil(bits / 32)). Waits.
     pub(crate) fn codes(&self, first: usize, end: usize) -> Result<Array2<u32>> {
         match self {
             Self::Host(tiles) => Ok(tiles.codes(first, end)),
@@ -118,7 +118,7 @@ pub fn hamming_histograms(
     }
 }
 
-/// The k nearest of each query by (distance, lowest id), [queries, k], k at most the number of codes in `allowed` (bit i % 32 of word i / 32; None: all).
+/// The k nearest of each query by (distance, lowest id), (queries, k), k at most the number of codes in `allowed` (bit i % 32 of word i / 32; None: all).
 pub(crate) fn nearest(store: &Store, queries: &Codes, k: usize, allowed: Option<&[u32]>) -> Result<Neighbours<u32>> {
     match (store, queries.words().storage()) {
         (Store::Host(tiles), Storage::Host(_)) => cpu::nearest(tiles, queries, k, allowed),
@@ -184,7 +184,7 @@ pub(crate) fn nearest_int4(
 
 /// The k nearest by (sum of |q_j| over the components whose sign differs from the code's bit j, lowest id), the sum in f32, by bytes of the code in order.
 ///
-/// * `queries`: [queries, bits], finite; a bit is 1 for >= 0
+/// * `queries`: (queries, bits), finite; a bit is 1 for >= 0
 pub(crate) fn nearest_float(
     store: &Store,
     queries: &Tensor<f32, Ix2>,

@@ -62,7 +62,7 @@ impl Plan {
         // What is kept of a task's queries should not be more than a part of memory.
         let most = ((64 << 20) / kept.max(1)).clamp(1, QUERIES);
         let chunk = queries.div_ceil(threads).next_multiple_of(GROUP).min(most).max(1);
-        let tasks = queries.div_ceil(chunk);
+        let tasks = queries.div_ceil(chunk).max(1);
         let work = count * tiles.bytes() * TILE * chunk;
         let parts = if tasks >= threads { 1 } else { (2 * threads).div_ceil(tasks) };
         let parts = parts.min(work / SMALL).min(count).max(1);
@@ -85,7 +85,7 @@ impl Plan {
     }
 }
 
-/// Ids and distances, [queries, k], of what `search` finds for a range of queries: keys in order, k at least a query.
+/// Ids and distances, (queries, k), of what `search` finds for a range of queries: keys in order, k at least a query.
 fn collect<T: crate::Element>(
     queries: usize,
     k: usize,

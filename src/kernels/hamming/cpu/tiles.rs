@@ -76,7 +76,7 @@ impl Tiles {
         }
     }
 
-    /// Adds codes, words [n, ceil(bits / 32)]; on an error none. Codes of a mapped file are copied to memory first.
+    /// Adds codes, words (n, ceil(bits / 32)); on an error none. Codes of a mapped file are copied to memory first.
     pub(crate) fn append(&mut self, codes: &ArrayView2<'_, u32>) -> Result<()> {
         #[cfg(not(target_arch = "wasm32"))]
         if let Memory::Mapped(_) = &self.memory {
@@ -108,7 +108,7 @@ impl Tiles {
         Ok(())
     }
 
-    /// The words of codes `first..end`, [n, ceil(bits / 32)].
+    /// The words of codes `first..end`, (n, ceil(bits / 32)).
     pub(crate) fn codes(&self, first: usize, end: usize) -> Array2<u32> {
         let data = self.data();
         let mut words = Array2::zeros((end - first, self.bytes.div_ceil(4)));
