@@ -2,6 +2,7 @@
 
 mod attention;
 mod bessel;
+mod hamming;
 mod hamming_gpu;
 mod kv;
 mod layers;
@@ -23,7 +24,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("attention", attention::run),
     ("layers", layers::run),
     ("kv", kv::run),
-    ("hamming", hamming_gpu::run),
+    ("hamming", hamming::run),
     ("transfer", transfer::run),
 ];
 

@@ -16,7 +16,7 @@
 //! A row of a tile begins at a multiple of 64 bytes, so a mapped file is searched where it lies.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -249,14 +249,14 @@ impl IndexFile {
         let whole = range == (0..self.ids());
         let tile_bytes = self.bits() / 8 * TILE;
         if device.is_cpu() && whole {
-            let bytes = self.read(HEADER as u64, self.header.tiles() as usize)?;
-            index.store = Store::Host(Tiles::of_bytes(self.bits(), range.len(), &bytes)?);
+            let tiles = Tiles::filled(self.bits(), range.len(), |tiles| self.read(HEADER as u64, tiles))?;
+            index.store = Store::Host(tiles);
         } else {
             let step = (PART / tile_bytes).max(1);
             for tile in (range.start / TILE..range.end.div_ceil(TILE)).step_by(step) {
                 let end = range.end.div_ceil(TILE).min(tile + step);
-                let bytes = self.read((HEADER + tile * tile_bytes) as u64, (end - tile) * tile_bytes)?;
-                let tiles = Tiles::of_bytes(self.bits(), (end - tile) * TILE, &bytes)?;
+                let from = (HEADER + tile * tile_bytes) as u64;
+                let tiles = Tiles::filled(self.bits(), (end - tile) * TILE, |tiles| self.read(from, tiles))?;
                 let ids = range.start.max(tile * TILE)..range.end.min(end * TILE);
                 let words: Array2<u32> = tiles.codes(ids.start - tile * TILE, ids.end - tile * TILE);
                 index.add(&Codes::trusted(device.tensor_from(words)?, self.bits()))?;
@@ -280,27 +280,24 @@ impl IndexFile {
         if !self.header.removed {
             return Ok(None);
         }
-        let bytes = self.read(HEADER as u64 + self.header.tiles(), self.header.present() as usize)?;
+        // At most 2^29: 32 codes to a word.
+        let mut bytes = vec![0; self.header.present() as usize];
+        self.read(HEADER as u64 + self.header.tiles(), &mut bytes)?;
         let words = bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word));
         let words = words.zip(all_words(self.ids())).map(|(word, all)| word & all).collect();
         Ok(Some(Mask::of(words, self.ids())))
     }
 
-    fn read(&self, first: u64, length: usize) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        if bytes.try_reserve_exact(length).is_err() {
-            return Err(Error::OutOfMemory { place: PLACE, bytes: length as u64, device: Device::Cpu.to_string() });
-        }
+    fn read(&self, first: u64, to: &mut [u8]) -> Result<()> {
         let mut file = &self.file;
-        let read = file
-            .seek(SeekFrom::Start(first))
-            .and_then(|_| file.take(length as u64).read_to_end(&mut bytes))
-            .map_err(|error| io(&self.path, &error))?;
-        if read == length {
-            return Ok(bytes);
+        match file.seek(SeekFrom::Start(first)).and_then(|_| file.read_exact(to)) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                let reason = format!("{}: it became shorter while it was read", self.path.display());
+                Err(Error::Format { what: WHAT, reason })
+            }
+            Err(error) => Err(io(&self.path, &error)),
         }
-        let reason = format!("{}: it became shorter while it was read", self.path.display());
-        Err(Error::Format { what: WHAT, reason })
     }
 }
 

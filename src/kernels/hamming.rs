@@ -141,16 +141,16 @@ pub(crate) fn nearest_jaccard(
     }
 }
 
-/// Jaccard distance as an integer that orders as it does: floor(2^30 (union - intersection) / union), of the numbers of bits set in either code and
+/// Jaccard distance as an integer that orders as it does: floor(2^28 (union - intersection) / union), of the numbers of bits set in either code and
 /// of those that differ. Two of these fractions with unions up to 2^13 are 2^-26 apart at least, so none that differ have the same key.
 pub(crate) fn jaccard_key(a: u32, b: u32, differ: u32) -> u32 {
     let union = (a + b + differ) / 2;
-    if union == 0 { 0 } else { ((u64::from(differ) << 30) / u64::from(union)) as u32 }
+    if union == 0 { 0 } else { ((u64::from(differ) << 28) / u64::from(union)) as u32 }
 }
 
 /// The distance of a key, rounded to f32.
 pub(crate) fn jaccard_value(key: u32) -> f32 {
-    key as f32 / (1u32 << 30) as f32
+    key as f32 / (1u32 << 28) as f32
 }
 
 /// Codes of an int4 query.

@@ -18,7 +18,7 @@ use crate::hamming::{Codes, Neighbours, Ranges};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 use select::{Collect, Nearest, Within};
-use simd::{GROUP, Hits, Isa, TILE};
+use simd::{GROUP, Isa, TILE};
 pub(crate) use tiles::Tiles;
 use walk::Base;
 
@@ -267,25 +267,4 @@ impl Collect for All<'_> {
         let row = &mut self.0[first as usize..];
         row.iter_mut().zip(distances).for_each(|(to, &distance)| *to = distance);
     }
-}
-
-/// Calls `each` with (query, first id, distances) of all codes, a tile at a time; the last tile may have fewer. For tests and histograms.
-#[allow(dead_code)]
-pub(crate) fn each_tile(tiles: &Tiles, queries: &Codes, mut each: impl FnMut(usize, usize, &[u16])) {
-    let base = Base::new(tiles, None);
-    let prepared = prepare(base.isa, queries.bits(), &words(queries));
-    let stride = base.isa.prepared(tiles.bytes());
-    let mut hits: [Hits; GROUP] = Default::default();
-    base.blocks(0..tiles.count(), |block| {
-        for (group, queries) in prepared.chunks(GROUP * stride).enumerate() {
-            let count = queries.len() / stride;
-            block.scan(queries, &[i32::MAX; GROUP][..count], &mut hits[..count]);
-            for (query, hits) in hits[..count].iter().enumerate() {
-                for (&(tile, _), distances) in hits.tiles.iter().zip(&hits.distances) {
-                    let first = block.first_id(tile) as usize;
-                    each(group * GROUP + query, first, &distances[..TILE.min(tiles.len() - first)]);
-                }
-            }
-        }
-    });
 }

@@ -55,8 +55,8 @@ fn limit_of(below: u64, weights: u32) -> i32 {
     if below == u64::MAX {
         return i32::MAX;
     }
-    // The key rounds down, by at most 2^-30.
-    let t = ((below >> 32) + 2) as f64 / f64::from(1u32 << 30);
+    // The key rounds down, by at most 2^-28.
+    let t = ((below >> 32) + 2) as f64 / f64::from(1u32 << 28);
     if t >= 1.0 { i32::MAX } else { (t * f64::from(weights) / (2.0 - t)).ceil() as i32 }
 }
 

@@ -38,11 +38,12 @@ impl Tiles {
         Self { bytes: bits / 8, len, memory: Memory::Mapped(mapped) }
     }
 
-    /// Those of bytes that are in tiles already.
-    pub(crate) fn of_bytes(bits: usize, len: usize, tiles: &[u8]) -> Result<Self> {
-        let mut rows = Vec::new();
-        reserve(&mut rows, tiles.len() / TILE)?;
-        rows.extend(tiles.as_chunks::<TILE>().0.iter().map(|&row| Row(row)));
+    /// `len` codes, whose tiles `fill` writes.
+    pub(crate) fn filled(bits: usize, len: usize, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Self> {
+        let (mut rows, count) = (Vec::new(), len.div_ceil(TILE) * (bits / 8));
+        reserve(&mut rows, count)?;
+        rows.resize(count, Row([0; TILE]));
+        fill(bytemuck::cast_slice_mut(&mut rows))?;
         Ok(Self { bytes: bits / 8, len, memory: Memory::Owned(rows) })
     }
 
@@ -79,7 +80,10 @@ impl Tiles {
     pub(crate) fn append(&mut self, codes: &ArrayView2<'_, u32>) -> Result<()> {
         #[cfg(not(target_arch = "wasm32"))]
         if let Memory::Mapped(_) = &self.memory {
-            *self = Self::of_bytes(self.bytes * 8, self.len, self.data())?;
+            *self = Self::filled(self.bytes * 8, self.len, |tiles| {
+                tiles.copy_from_slice(self.data());
+                Ok(())
+            })?;
         }
         let (old, new, bytes) = (self.len, self.len + codes.nrows(), self.bytes);
         let rows = match &mut self.memory {
