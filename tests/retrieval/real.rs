@@ -123,7 +123,6 @@ fn emoji_of_the_cut() {
     for (itq, few) in itq.tops.iter().zip(&few.tops) {
         assert!(itq.hits > few.hits, "256 bits, first {}: {} learned, {} of features", itq.n, itq.hits, few.hits);
     }
-    // Of 256 codes, and features of 0.734 where floats have 0.891.
     let half = Binarizer::median(&tensor(&emoji.all), 2048).unwrap();
     assert!(emoji.rescored(&half, 2) < emoji.rescored(&half, 8));
     // Of 256 codes 80: NumPy gives 0.9957.
