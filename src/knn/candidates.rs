@@ -67,13 +67,12 @@ impl Candidates {
             let key = square * row_length * row_length + factor * f64::from(*product);
             let both = if cosine { 2.0 } else { length + row_length };
             let slack = per_length * row_length + absolute + bound.wide * both * both;
-            let lower = key - slack;
+            // A product that overflowed says nothing, whatever its sign: other terms may outweigh the one that did.
+            let known = product.is_finite();
+            let (lower, upper) = if known { (key - slack, key + slack) } else { (f64::NEG_INFINITY, f64::INFINITY) };
             if lower > self.threshold {
                 continue;
             }
-            // A product that overflowed says nothing.
-            let known = product.is_finite();
-            let (lower, upper) = if known { (lower, key + slack) } else { (f64::NEG_INFINITY, f64::INFINITY) };
             self.held.push(Candidate { lower, upper, id });
             if self.held.len() >= self.room {
                 self.prune();

@@ -179,7 +179,7 @@ fn neighbours_of_rows() {
     json(&[&knn[..], &["-k", "2", "--metric", "ip"]].concat());
     assert_eq!(read_npy::<u32>(&ids).1, [0, 1, 1, 3]);
     assert_eq!(read_npy::<f32>(&distances).1[2..], [25.0, 25.0]);
-    let text = run(&[&knn[..], &["-k", "2", "--lid", &lid]].concat());
+    let text = run(&[&knn[..], &["-k", "4", "--lid", &lid]].concat());
     assert!(String::from_utf8_lossy(&text.stdout).contains("local intrinsic dimension"));
 }
 

@@ -56,6 +56,8 @@ fn top(ranking: &[(usize, bool)], n: usize) -> [f64; 3] {
     [if found > 0.0 { sum / found } else { 0.0 }, found / n as f64, f64::from(found > 0.0)]
 }
 
+/// (distance, relevant), nearest first.
+type Ranking = Vec<(usize, bool)>;
 type Side<'a> = (&'a Array2<bool>, &'a [u32]);
 
 fn check(base: Side<'_>, queries: Side<'_>, tops: &[usize], leave_one_out: bool) -> Evaluation {
@@ -65,7 +67,7 @@ fn check(base: Side<'_>, queries: Side<'_>, tops: &[usize], leave_one_out: bool)
     let rankings: Vec<_> =
         (0..queries.0.nrows()).map(|query| ranking(query, queries, base, leave_one_out, |id| id)).collect();
     let near = |a: f64, b: f64, what: &str| assert!((a - b).abs() < 1e-11, "{what}: {a}, expected {b}");
-    let mean = |of: &dyn Fn(&Vec<(usize, bool)>) -> f64| rankings.iter().map(of).sum::<f64>() / n;
+    let mean = |of: &dyn Fn(&Ranking) -> f64| rankings.iter().map(of).sum::<f64>() / n;
     near(found.map_all, mean(&|ranking| top(ranking, ranking.len())[0]), "map_all");
     for (at, top_n) in tops.iter().zip(&found.tops) {
         near(top_n.map, mean(&|ranking| top(ranking, *at)[0]), "map");

@@ -41,8 +41,8 @@ fn check(base: &Array2<f32>, queries: &Array2<f32>, k: usize, metric: Metric) {
         let all = distances(&row.mapv(f64::from).to_vec(), &wide, metric);
         let mut order: Vec<usize> = (0..all.len()).collect();
         order.sort_by(|a, b| all[*a].0.total_cmp(&all[*b].0).then(a.cmp(b)));
-        for at in 0..k {
-            let (id, expected) = (found.ids[[query, at]] as usize, order[at]);
+        for (at, &expected) in order.iter().enumerate().take(k) {
+            let id = found.ids[[query, at]] as usize;
             // The order of additions differs from the library's: keys within some roundings of each other may change places.
             let (key, best) = (all[id].0, all[expected].0);
             assert!(

@@ -123,10 +123,10 @@ fn emoji_of_the_cut() {
     for (itq, few) in itq.tops.iter().zip(&few.tops) {
         assert!(itq.hits > few.hits, "256 bits, first {}: {} learned, {} of features", itq.n, itq.hits, few.hits);
     }
-    // Of 256 codes, and features of 0.734 where floats have 0.891.
     let half = Binarizer::median(&tensor(&emoji.all), 2048).unwrap();
     assert!(emoji.rescored(&half, 2) < emoji.rescored(&half, 8));
-    assert!(emoji.rescored(&half, 25) > 0.999, "nearly all of the base");
+    // Of 256 codes 80: NumPy gives 0.9957.
+    assert!(emoji.rescored(&half, 8) > 0.99);
 }
 
 /// Telephone voices find their own: each feature against its mean, NumPy 2.4 over sorted lists, ties by the lowest id.
@@ -216,9 +216,13 @@ fn all_emoji() {
     assert!(of_itq.tops[0].hits > of_sign.tops[0].hits && of_itq.tops[1].hits > of_sign.tops[1].hits);
     assert!(of_itq.map_all > of_sign.map_all);
 
-    for (name, binarizer) in [("means", &mean), ("itq 256", &itq)] {
-        for oversampling in [1, 2, 4, 8, 16, 24, 32, 48] {
-            println!("{name}, {oversampling} x 10 rescored: recall@10 {:.4}", emoji.rescored(binarizer, oversampling));
+    let median = Binarizer::median(&all, 2048).unwrap();
+    for (name, binarizer, enough) in [("means", &mean, 48), ("medians", &median, 16), ("256 bits of itq", &itq, 8)] {
+        for oversampling in [1, 2, 4, 8, 16, 48] {
+            let recall = emoji.rescored(binarizer, oversampling);
+            println!("{name}, {oversampling} x 10 rescored: recall@10 {recall:.4}");
+            // Means of features that are mostly 0 say too little about them.
+            assert!(oversampling < enough || recall >= if name == "means" { 0.94 } else { 0.99 }, "{name}: {recall}");
         }
     }
 }
