@@ -23,14 +23,14 @@ impl Noise {
 fn words(n: usize, bits: usize, spread: u32, seed: u64) -> Array2<u32> {
     let mut noise = Noise(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let columns = bits.div_ceil(32);
-    let last = if bits % 32 == 0 { u32::MAX } else { (1 << (bits % 32)) - 1 };
+    let last = if bits.is_multiple_of(32) { u32::MAX } else { (1 << (bits % 32)) - 1 };
     let mut centres = Noise(7);
     let centres = Array2::from_shape_simple_fn((4, columns), || centres.next());
     let mut out = Array2::zeros((n, columns));
     for mut row in out.rows_mut() {
-        if spread > 0 && noise.next() % spread != 0 {
+        if spread > 0 && !noise.next().is_multiple_of(spread) {
             row.assign(&centres.row((noise.next() % 4) as usize));
-            if noise.next() % 4 == 0 {
+            if noise.next().is_multiple_of(4) {
                 let bit = noise.next() as usize % bits;
                 row[bit / 32] ^= 1 << (bit % 32);
             }
@@ -172,7 +172,7 @@ fn widths(device: &Device) -> Result<()> {
 fn many(device: &Device) -> Result<()> {
     for (n, k) in [(300, 257), (300, 300), (2048, 2047), (5000, 257), (5000, 2049), (9001, 9001), (40_000, 30_000)] {
         for spread in [0, 2, 1000] {
-            nearest(device, Search { n, queries: 3, spread, k, masked: n == 5000, bits: 24, ..PLAIN })?;
+            nearest(device, Search { n, queries: 3, spread, k, masked: n == 5000, bits: 24 })?;
         }
     }
     nearest(device, Search { n: 20_000, queries: 18, spread: 3, k: 1000, bits: 128, ..PLAIN })

@@ -34,7 +34,7 @@ impl<'a> Read<'a> {
     }
 
     /// Refuses codes of another width than `base`.
-    pub fn as_wide_as(self, base: &Read) -> anyhow::Result<Self> {
+    pub fn of_the_width_of(self, base: &Read) -> anyhow::Result<Self> {
         if self.bits() == base.bits() {
             return Ok(self);
         }

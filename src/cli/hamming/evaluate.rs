@@ -20,7 +20,7 @@ pub fn run(args: &HammingEvaluate) -> anyhow::Result<()> {
     let labels = labels(&args.labels, base.len())?;
     let given = match (&args.queries, &args.query_labels) {
         (Some(queries), Some(query_labels)) => {
-            let codes = Read::open(queries)?.as_wide_as(&base)?;
+            let codes = Read::open(queries)?.of_the_width_of(&base)?;
             let query_labels = self::labels(query_labels, codes.len())?;
             Some((codes, query_labels))
         }

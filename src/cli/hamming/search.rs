@@ -14,7 +14,7 @@ use crate::cli::{devices, files};
 pub fn run(args: &HammingSearch) -> anyhow::Result<()> {
     let start = Instant::now();
     let base = Read::open(&args.base)?;
-    let queries = Read::open(&args.queries)?.as_wide_as(&base)?;
+    let queries = Read::open(&args.queries)?.of_the_width_of(&base)?;
     let mut outputs = Outputs::beside([&args.base, &args.queries]);
     outputs.claim(&args.ids)?;
     outputs.claim(&args.distances)?;

@@ -492,7 +492,7 @@ fn golden_errors_come_out() {
         ] {
             let mut calibration = Calibration::new((9, 3, 64), rope.clone(), frame).unwrap();
             calibration.read_moments(&path, layer).unwrap();
-            calibration.layers = calibration.layers.into_iter().map(|(_, moments)| (8, moments)).collect();
+            calibration.layers = calibration.layers.into_values().map(|moments| (8, moments)).collect();
             let options = ProjectionOptions::new().weighting(weighting, weighting);
             let full = calibration.projections(&options).unwrap();
             for rank in [48, 32, 13] {
