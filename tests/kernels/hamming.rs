@@ -232,7 +232,8 @@ fn within(device: &Device, search: Search, radius: u32) -> Result<()> {
     ensure!(found.0 == expected.0, "{search:?} {radius}: {:?}, expected {:?}", found.0, expected.0);
     same((search, radius), &found.2, &expected.2)?;
     same((search, radius), &found.1, &expected.1)?;
-    ensure!(radius == 0 || found.3 > 0, "{search:?} {radius}: nothing is found");
+    // A single query may be one of those that are near nothing.
+    ensure!(radius == 0 || search.queries == 1 || found.3 > 0, "{search:?} {radius}: nothing is found");
     Ok(())
 }
 

@@ -50,6 +50,10 @@ pub(crate) fn pairwise(gpu: &Gpu, a: &Codes, b: &Codes) -> Result<Tensor<u16, Ix
     };
     let (rows, columns, words) = (a.len(), b.len(), a.words().shape()[1]);
     let out = gpu.allocate(PLACE, (rows * columns * 2) as u64)?;
+    let checks = crate::kernels::inherit(&[a.words().checks(), b.words().checks()]);
+    if rows * columns == 0 {
+        return Ok(Tensor::on_gpu(gpu, out, Ix2(rows, columns), checks));
+    }
     let base = base::Base::rows(codes, columns, words);
     let queries = distances::Queries { buffer: queries, words, totals: None };
     let even = columns.is_multiple_of(2);
@@ -60,7 +64,7 @@ pub(crate) fn pairwise(gpu: &Gpu, a: &Codes, b: &Codes) -> Result<Tensor<u16, Ix
     let step = (gpu.rows_per_window(PLACE, stride * 4 * together)? * together)
         .min(gpu.rows_per_window(PLACE, words * 4)?)
         .min(gpu.max_groups() * 16);
-    let step = if even { step } else { step.min((32 << 20) / (stride.max(1) * 4)) / 2 * 2 }.max(together);
+    let step = if even { step } else { step.min((32 << 20) / (stride * 4)) / 2 * 2 }.max(together);
     for first in (0..rows).step_by(step) {
         let part = first..rows.min(first + step);
         let out_view = View::window(
@@ -84,7 +88,7 @@ pub(crate) fn pairwise(gpu: &Gpu, a: &Codes, b: &Codes) -> Result<Tensor<u16, Ix
             distances::close_up(gpu, &padded, stride, part.len() * columns, columns, out_view)?;
         }
     }
-    Ok(Tensor::on_gpu(gpu, out, Ix2(rows, columns), crate::kernels::inherit(&[a.words().checks(), b.words().checks()])))
+    Ok(Tensor::on_gpu(gpu, out, Ix2(rows, columns), checks))
 }
 
 /// The error that one row of `bytes` exceeds a binding.

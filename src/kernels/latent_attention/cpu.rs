@@ -74,10 +74,23 @@ pub(super) fn forward<T: AttentionElement>(
     }
     let tasks: Vec<(usize, Task)> =
         units.iter().enumerate().flat_map(|(index, unit)| call.tasks(unit).map(move |task| (index, task))).collect();
-    let parts: Vec<Part> = tasks
+    // Range by range, all heads of one before the next: its pages stay known to the processor, whose table of addresses holds few megabytes (heads one
+    // after the other took 1.7 times as long at 32768 tokens).
+    let mut order: Vec<usize> = (0..tasks.len()).collect();
+    order.sort_by_key(|task| {
+        let (unit, task) = &tasks[*task];
+        let first = if let Task::Packed(tokens) = task { tokens.start } else { usize::MAX };
+        (units[*unit].sequence, first, *unit)
+    });
+    let mut parts: Vec<(usize, Part)> = order
         .par_iter()
-        .map_init(Scratch::default, |scratch, (unit, task)| call.part(&units[*unit], task, scratch))
+        .map_init(Scratch::default, |scratch, &index| {
+            let (unit, task) = &tasks[index];
+            (index, call.part(&units[*unit], task, scratch))
+        })
         .collect();
+    parts.sort_unstable_by_key(|(index, _)| *index);
+    let parts: Vec<Part> = parts.into_iter().map(|(_, part)| part).collect();
     let mut output = Array4::from_elem((batch, q_heads, q_len, d), T::default());
     let mut lse = Array3::from_elem((batch, q_heads, q_len), NO_KEY);
     let (Some(rows), Some(sums)) = (output.as_slice_mut(), lse.as_slice_mut()) else {
