@@ -172,7 +172,12 @@ fn widths(device: &Device) -> Result<()> {
 fn many(device: &Device) -> Result<()> {
     for (n, k) in [(300, 257), (300, 300), (2048, 2047), (5000, 257), (5000, 2049), (9001, 9001), (40_000, 30_000)] {
         for spread in [0, 2, 1000] {
-            nearest(device, Search { n, queries: 3, spread, k, masked: n == 5000, bits: 24 })?;
+            match nearest(device, Search { n, queries: 3, spread, k, masked: n == 5000, bits: 24 }) {
+                // The 8 k bytes of one query's neighbours are in one binding, which CI makes as small as 64 KiB.
+                Err(error) if matches!(error.downcast_ref(), Some(Error::TooLarge { limit, .. }) if 8 * k as u64 > *limit) =>
+                    {}
+                found => found?,
+            }
         }
     }
     nearest(device, Search { n: 20_000, queries: 18, spread: 3, k: 1000, bits: 128, ..PLAIN })

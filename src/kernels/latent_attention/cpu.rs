@@ -74,8 +74,8 @@ pub(super) fn forward<T: AttentionElement>(
     }
     let tasks: Vec<(usize, Task)> =
         units.iter().enumerate().flat_map(|(index, unit)| call.tasks(unit).map(move |task| (index, task))).collect();
-    // Range by range, all heads of one before the next: its pages stay known to the processor, whose table of addresses holds few megabytes (heads one
-    // after the other took 1.7 times as long at 32768 tokens).
+    // Range by range, all heads of one before the next: its pages stay known to the processor, whose table of addresses holds few megabytes (with heads one
+    // after the other 32768 tokens of 8 heads took 11 ms, so 7).
     let mut order: Vec<usize> = (0..tasks.len()).collect();
     order.sort_by_key(|task| {
         let (unit, task) = &tasks[*task];
