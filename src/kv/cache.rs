@@ -206,7 +206,7 @@ impl KvCache {
     }
 
     /// A cache of one layer, 0, whose latents are the first `rank` elements of each head, with rotary embedding of the whole head if there is a block:
-    /// for benches.
+    /// for tests.
     ///
     /// # Errors
     /// [`Error::Argument`] for a rank above d or options that do not fit.
