@@ -72,11 +72,11 @@ fn check_values<T: AttentionElement>(setup: &Setup, values: [&[f32]; 3], toleran
     let output: Vec<f64> = actual.output.to_array().unwrap().iter().map(|value| value.widen().into()).collect();
     // Rows below the smallest normal f16 have fewer digits.
     let floor = if T::NAME == "f16" { 2f64.powi(-14) } else { f64::MIN_POSITIVE };
-    let (error, row) = row_error(&output, &expected.output, setup.d_v, floor);
+    let (error, row) = row_error(&output, &expected.output, setup.d_v, |_| floor);
     assert!(error <= tolerance, "{setup:?}: row {row} of the output is off by {error:e}");
     let lse: Vec<f64> = actual.lse.as_ref().unwrap().to_array().unwrap().iter().map(|&value| value.into()).collect();
     // Scores are good to f32's roundings of their own size.
-    let (error, row) = row_error(&lse, &expected.lse, 1, 1.0);
+    let (error, row) = row_error(&lse, &expected.lse, 1, |_| 1.0);
     assert!(error <= F32, "{setup:?}: log-sum-exp {row} is {:e}, expected {:e}", lse[row], expected.lse[row]);
     actual
 }
@@ -291,7 +291,7 @@ fn parts_merge() {
     let close = |actual: Vec<f32>, expected: Vec<f32>, width| {
         let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<f64>>();
         // Both are within 1e-6 or so of the oracle.
-        let (error, row) = row_error(&wide(actual), &wide(expected), width, 1e-3);
+        let (error, row) = row_error(&wide(actual), &wide(expected), width, |_| 1e-3);
         assert!(error < 4e-6, "row {row}: {error:e}");
     };
     let flat = |output: &Output<f32>| output.output.to_array().unwrap().into_raw_vec_and_offset().0;

@@ -313,7 +313,7 @@ fn main(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index
                                 let row = params.stats_offset + 2u * (q_row + i);
                                 let lse = stats[row];
                                 if seen && score > NO_KEY && lse > NO_KEY {
-                                    weight = exp(min(score - lse, 80.0));
+                                    weight = exp_f32(min(score - lse, 80.0));
                                     if OUTPUT != VALUES {
                                         weight *= products[r][c] - stats[row + 1u];
                                     }

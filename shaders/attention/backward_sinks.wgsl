@@ -27,7 +27,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var batch = 0u; batch < params.batches; batch++) {
         for (var i = lane; i < params.rows; i += 256u) {
             let at = params.stats_offset + 2u * (batch * params.batch_rows + group.x * params.head_rows + i);
-            sum -= exp(min(sink - stats[at], 80.0)) * stats[at + 1u];
+            sum -= exp_f32(min(sink - stats[at], 80.0)) * stats[at + 1u];
         }
     }
     parts[lane] = sum;

@@ -56,7 +56,7 @@ fn joined(index: u32) -> f32 {
         let value = element(p * params.part_stride + index + params.part_offset);
         fine = fine && finite(value);
         if own > NO_KEY {
-            let weight = exp(max(own - largest, -120.0));
+            let weight = exp_f32(own - largest);
             total += weight;
             sum += weight * value;
         }

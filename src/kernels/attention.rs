@@ -60,8 +60,8 @@ pub struct Output<T: AttentionElement> {
 ///   h * q_heads / kv_heads and the ones after it share key head h); d and d_v from 1 to 256; all finite
 /// * `options`: masks, bias, sinks, scale, and whether the log-sum-exp is returned: see [`Options`]
 /// * a query that sees no key gets zeros
-/// * every row within 1e-5 (f16: 2e-3) of the definition in f64, relative to its largest element, or on a GPU to a tenth of the largest value where a row
-///   cancels; scores up to 100
+/// * every row within 1e-5 (f16: 2e-3) of the definition in f64, relative to its largest element (of f16 at least 2^-14), scores up to 100; at d_v = 1, where
+///   nothing stands beside an element whose terms cancel, relative to a tenth of the sum of their sizes (f16: a quarter)
 ///
 /// # Errors
 /// [`Error::Shape`] and [`Error::Argument`] name what does not fit; [`Error::Domain`] an element that is not finite (a bias of -inf is fine): on a GPU, at

@@ -184,13 +184,13 @@ pub fn noise(count: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-/// The largest `|actual - expected|` of a row of `width` over the largest `|expected|` of the row (or over `floor` where that is more), and its row.
+/// The largest `|actual - expected|` of a row of `width` over the largest `|expected|` of the row (or over `floor(row)` where that is more), and its row.
 /// A NaN counts as infinite.
-pub fn row_error(actual: &[f64], expected: &[f64], width: usize, floor: f64) -> (f64, usize) {
+pub fn row_error(actual: &[f64], expected: &[f64], width: usize, floor: impl Fn(usize) -> f64) -> (f64, usize) {
     assert_eq!(actual.len(), expected.len(), "as many values");
     let rows = actual.chunks(width.max(1)).zip(expected.chunks(width.max(1)));
     rows.enumerate().fold((0.0, 0), |worst, (row, (actual, expected))| {
-        let size = expected.iter().fold(floor, |size, value| size.max(value.abs()));
+        let size = expected.iter().fold(floor(row), |size, value| size.max(value.abs()));
         let error = actual.iter().zip(expected).fold(0.0f64, |error, (a, b)| {
             let difference = (a - b).abs();
             if difference.is_nan() { f64::INFINITY } else { error.max(difference) }

@@ -86,7 +86,7 @@ params! {
 
 static BACKWARD: Kernel = Kernel {
     name: "attention_backward",
-    sources: &[shader!("attention/backward.wgsl")],
+    sources: &[shader!("attention/backward.wgsl"), shader!("shared/math_f32.wgsl")],
     needs: Needs::NONE,
     fields: BackwardParams::FIELDS,
     params_bytes: size_of::<BackwardParams>(),
@@ -107,7 +107,7 @@ static BIAS: Kernel = Kernel {
 };
 static SINKS: Kernel = Kernel {
     name: "attention_backward_sinks",
-    sources: &[shader!("attention/backward_sinks.wgsl")],
+    sources: &[shader!("attention/backward_sinks.wgsl"), shader!("shared/math_f32.wgsl")],
     needs: Needs::NONE,
     fields: SinksParams::FIELDS,
     params_bytes: size_of::<SinksParams>(),

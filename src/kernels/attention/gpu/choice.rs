@@ -10,28 +10,39 @@ const fn tiles(name: &'static str, sources: &'static [(&'static str, &'static st
     Kernel { name, sources, needs, fields: ForwardParams::FIELDS, params_bytes: size_of::<ForwardParams>() }
 }
 
-const BY_WORKGROUP: &[(&str, &str)] =
-    &[shader!("attention/forward.wgsl"), shader!("attention/by_workgroup.wgsl"), shader!("attention/problem.wgsl")];
+const BY_WORKGROUP: &[(&str, &str)] = &[
+    shader!("attention/forward.wgsl"),
+    shader!("attention/by_workgroup.wgsl"),
+    shader!("attention/problem.wgsl"),
+    shader!("shared/math_f32.wgsl"),
+];
 const BY_SUBGROUP: &[(&str, &str)] = &[
     shader!("attention/forward.wgsl"),
     shader!("attention/by_subgroup.wgsl"),
     shader!("attention/subgroups.wgsl"),
     shader!("attention/problem.wgsl"),
+    shader!("shared/math_f32.wgsl"),
 ];
 const BY_MATRICES_16: &[(&str, &str)] = &[
     shader!("attention/matrices.wgsl"),
     shader!("attention/cooperative.wgsl"),
     shader!("attention/cooperative_16.wgsl"),
     shader!("attention/problem.wgsl"),
+    shader!("shared/math_f32.wgsl"),
 ];
 const BY_MATRICES_8: &[(&str, &str)] = &[
     shader!("attention/matrices.wgsl"),
     shader!("attention/cooperative.wgsl"),
     shader!("attention/cooperative_8.wgsl"),
     shader!("attention/problem.wgsl"),
+    shader!("shared/math_f32.wgsl"),
 ];
-const BY_EMULATED_MATRICES: &[(&str, &str)] =
-    &[shader!("attention/matrices.wgsl"), shader!("attention/emulated.wgsl"), shader!("attention/problem.wgsl")];
+const BY_EMULATED_MATRICES: &[(&str, &str)] = &[
+    shader!("attention/matrices.wgsl"),
+    shader!("attention/emulated.wgsl"),
+    shader!("attention/problem.wgsl"),
+    shader!("shared/math_f32.wgsl"),
+];
 const LARGE_MEMORY: Needs = Needs { large_memory: true, ..Needs::NONE };
 
 static FORWARD: Kernel = tiles("attention", BY_WORKGROUP, Needs::NONE);
@@ -53,6 +64,7 @@ static DECODE: Kernel = Kernel {
         shader!("attention/decode.wgsl"),
         shader!("attention/subgroups.wgsl"),
         shader!("attention/problem.wgsl"),
+        shader!("shared/math_f32.wgsl"),
     ],
     needs: Needs { subgroups: true, ..Needs::NONE },
     fields: ForwardParams::FIELDS,

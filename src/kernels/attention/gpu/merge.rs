@@ -28,7 +28,7 @@ params! {
 
 static MERGE: Kernel = Kernel {
     name: "attention_merge",
-    sources: &[shader!("attention/merge.wgsl")],
+    sources: &[shader!("attention/merge.wgsl"), shader!("shared/math_f32.wgsl")],
     needs: Needs::NONE,
     fields: MergeParams::FIELDS,
     params_bytes: size_of::<MergeParams>(),
