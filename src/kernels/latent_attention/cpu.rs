@@ -1,4 +1,4 @@
-//! The CPU's way. Rows (queries times heads of a group) of one KV head walk its tokens, 256 at a time: packed ones in latent space, exact ones as they are.
+//! The CPU's way. Rows (queries times heads of a group) of one KV head walk its tokens, some hundred at a time: packed ones in latent space, exact ones as they are.
 //!
 //! Few rows are cut in ranges of 2048 tokens for the threads, many walk all tokens at once. Queries are absorbed (D R_{-n0} q) once a frame block, or,
 //! where blocks are so short or rows so many that it costs less, keys are rebuilt.
@@ -15,14 +15,16 @@ use rayon::prelude::*;
 use super::*;
 use crate::Error;
 use crate::attention::NO_KEY;
+use crate::kernels::attention::cpu::micro::codes::Ahead;
 use crate::kernels::attention::cpu::micro::{Isa, PACK, SOFTMAX_ROWS, Stored};
 use crate::kv::latents::PAGE;
 use crate::kv::store::{HostStore, Rows};
 
 pub(crate) use tables::HostTables;
 
-/// Tokens of a step of the online softmax.
+/// Tokens of a step of the online softmax, and where few rows go over quantised values.
 const STEP: usize = 256;
+const CODE_STEP: usize = 512;
 /// Tokens of a range, where rows are few.
 const RANGE: usize = 2048;
 /// Keys of so many pages ahead are asked for.
@@ -67,10 +69,19 @@ pub(super) fn forward<T: AttentionElement>(
             for first in (0..q_len).step_by(step) {
                 for heads in (0..group).step_by(SOFTMAX_ROWS) {
                     let heads = heads..group.min(heads + SOFTMAX_ROWS);
-                    units.push(Unit { sequence, kv_head, queries: first..q_len.min(first + step), heads });
+                    let queries = first..q_len.min(first + step);
+                    units.push(Unit { sequence, kv_head, queries, heads, absorbed: None });
                 }
             }
         }
+    }
+    if layer.turns.block().is_none() {
+        units.par_iter_mut().for_each_init(Vec::new, |turned, unit| {
+            let set = LatentLayer::set_of(&layer.keys, unit.kv_head).0;
+            let mut absorbed = Vec::new();
+            call.absorb(unit, 0..1, turned, &mut absorbed, layer.layout.keys[set].rank);
+            unit.absorbed = Some(absorbed);
+        });
     }
     let tasks: Vec<(usize, Task)> =
         units.iter().enumerate().flat_map(|(index, unit)| call.tasks(unit).map(move |task| (index, task))).collect();
@@ -135,6 +146,8 @@ struct Unit {
     queries: Range<usize>,
     /// Within the group.
     heads: Range<usize>,
+    /// Its queries as all tokens take them, where the frame has no blocks.
+    absorbed: Option<Vec<f32>>,
 }
 
 impl Unit {
@@ -168,8 +181,10 @@ struct Scratch {
     values: Vec<f32>,
     scores: Vec<f32>,
     transposed: Vec<f32>,
+    packing: Vec<f32>,
     angles: Vec<(f32, f32)>,
     quantised: quantised::Scratch,
+    sums: quantised::Sums,
 }
 
 fn sized(vector: &mut Vec<f32>, length: usize) -> &mut [f32] {
@@ -266,7 +281,8 @@ impl<'a, T: AttentionElement> Call<'a, T> {
     /// Packed tokens, in latent space.
     fn packed(&self, unit: &Unit, tokens: Range<usize>, scratch: &mut Scratch) -> Part {
         let (layer, tables, isa, rows) = (self.layer, self.tables, self.tables.isa, unit.rows());
-        let Scratch { turned, absorbed, keys, rebuilt, values, scores, transposed, angles, quantised } = scratch;
+        let Scratch { turned, absorbed, keys, rebuilt, values, scores, transposed, packing, angles, quantised, sums } =
+            scratch;
         let sequence = self.sequences[unit.sequence];
         let (key_set, key_head) = LatentLayer::set_of(&layer.keys, unit.kv_head);
         let (value_set, _) = LatentLayer::set_of(&layer.values, unit.kv_head);
@@ -282,21 +298,23 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         let few = rows <= FEW_ROWS;
         let key_codes = few && key_layout.bits.quantised() && !rebuilds;
         let value_codes = few && value_layout.bits.quantised();
-        let mut sums = value_codes.then(|| self.way.sums(value_layout, rows));
+        let step = if value_codes { CODE_STEP } else { STEP };
+        if value_codes {
+            self.way.clear(sums, value_layout, rows);
+        }
         // Which blocks' absorbed queries are there.
         let mut there = 0..0;
-        let mut rows_of_panels = [0.0; PACK];
-        for first in tokens.clone().step_by(STEP) {
-            let count = STEP.min(tokens.end - first);
-            let pages: [&[u32]; STEP / PAGE] =
-                std::array::from_fn(|page| match sequence.pages[first / PAGE..].get(page) {
-                    Some(&id) if page < count / PAGE => &self.store.pages[id as usize][..],
-                    _ => &[][..],
-                });
-            let pages = &pages[..count / PAGE];
+        let (mut bounds, mut fade) = ([(0, 0); SOFTMAX_ROWS], [0.0; SOFTMAX_ROWS]);
+        for first in tokens.clone().step_by(step) {
+            let count = step.min(tokens.end - first);
+            // Those of this step, and some behind them.
+            let ids = &sequence.pages[first / PAGE..];
+            let all: [&[u32]; CODE_STEP / PAGE + AHEAD] =
+                std::array::from_fn(|page| ids.get(page).map_or(&[][..], |id| &self.store.pages[*id as usize][..]));
+            let pages = &all[..count / PAGE];
             let scores = sized(scores, rows * count);
             // One more row of ones, for the means.
-            let keys = sized(keys, (rank + 1) * count);
+            let keys = sized(keys, if key_codes { 0 } else { (rank + 1) * count });
             if !key_codes {
                 tables::decode_panels(isa, key_layout, pages, panel, keys);
             }
@@ -312,28 +330,22 @@ impl<'a, T: AttentionElement> Call<'a, T> {
                     let origin = layer.turns.origin(n);
                     let next = block.map_or(first + count, |block| (origin + block).min(first + count));
                     let number = block.map_or(0, |block| n / block);
-                    if !there.contains(&number) {
+                    if unit.absorbed.is_none() && !there.contains(&number) {
                         let last = block.map_or(0, |block| (tokens.end - 1) / block);
                         // So many blocks at once that the product has work, and what comes of it stays in the cache.
                         there = number..(number + (64 / rows).max(1)).min(last + 1);
-                        self.absorb(
-                            unit,
-                            absorb,
-                            there.clone(),
-                            Absorbing { turned: &mut *turned, absorbed: &mut *absorbed },
-                            rank,
-                        );
+                        self.absorb(unit, there.clone(), turned, absorbed, rank);
                     }
-                    let absorbed = &absorbed[(number - there.start) * rows * ldr..][..rows * ldr];
-                    let of_codes = if key_codes { (n..next).step_by(PAGE) } else { (n..n).step_by(PAGE) };
-                    for from in of_codes.map(|at| at - first) {
-                        let page = pages[from / PAGE];
-                        let after = sequence.pages.get((first + from) / PAGE + AHEAD);
-                        let ahead = after
-                            .map_or(&[][..], |id| &self.store.pages[*id as usize][key_layout.params..key_layout.end]);
-                        let ahead = [ahead, &page[value_layout.params..value_layout.end]];
-                        let scores = &mut scores[from..];
-                        self.way.scores(key_layout, page, absorbed, ldr, rows, scores, count, quantised, ahead);
+                    let absorbed = match &unit.absorbed {
+                        Some(absorbed) => &absorbed[..rows * ldr],
+                        None => &absorbed[(number - there.start) * rows * ldr..][..rows * ldr],
+                    };
+                    if key_codes {
+                        let of_run = (n - first) / PAGE..(next - first) / PAGE;
+                        let ahead = &all[of_run.start + AHEAD..of_run.end + AHEAD];
+                        let ahead = Ahead { pages: ahead, values: (value_layout.params, value_layout.end) };
+                        let (pages, scores) = (&pages[of_run], &mut scores[n - first..]);
+                        self.way.scores(key_layout, pages, ahead, absorbed, ldr, rows, scores, count, quantised);
                     }
                     for at in (if key_codes { next } else { n }..next).step_by(panel) {
                         let width = panel.min(next - at);
@@ -356,23 +368,17 @@ impl<'a, T: AttentionElement> Call<'a, T> {
                     n = next;
                 }
             }
-            let mut bounds = [(0, 0); SOFTMAX_ROWS];
             for (row, bounds) in bounds[..rows].iter_mut().enumerate() {
                 let end = self.seen(unit, row).clamp(first, first + count) - first;
                 // Sinks are held exactly.
                 *bounds = (layer.sinks.saturating_sub(first).min(end) as u32, end as u32);
             }
-            let mut fade = [0.0; SOFTMAX_ROWS];
             isa.softmax(rows, count, scores, count, &bounds, &mut part.m, &mut part.l, &mut fade);
-            let fades = fade[..rows].iter().any(|fade| *fade != 1.0);
-            if let Some(sums) = &mut sums {
-                if fades {
-                    sums.fade(&fade[..rows]);
-                }
-                sums.add(value_layout, pages, scores, count, rows, quantised);
+            if value_codes {
+                sums.add(value_layout, pages, scores, count, rows, &fade, quantised);
                 continue;
             }
-            if fades {
+            if fade[..rows].iter().any(|fade| *fade != 1.0) {
                 for sums in part.o.chunks_exact_mut(ldo) {
                     sums.iter_mut().zip(&fade[..rows]).for_each(|(sum, fade)| *sum *= fade);
                 }
@@ -380,62 +386,38 @@ impl<'a, T: AttentionElement> Call<'a, T> {
             let values = sized(values, rank_v * count);
             tables::decode_rows(isa, value_layout, pages, values);
             let transposed = sized(transposed, ldo * count);
-            isa.pack_keys(scores, rows, count, transposed, &mut rows_of_panels);
+            let Ok(rows_of_panels) = sized(packing, PACK).try_into() else { unreachable!("as many as were asked for") };
+            isa.pack_keys(scores, rows, count, transposed, rows_of_panels);
             isa.product(rank_v, count, rows, values, count, transposed, panel * count, 0, &mut part.o, ldo, true);
         }
-        if let Some(sums) = sums {
+        if value_codes {
             sums.finish(value_layout, rows, &mut part.o, ldo);
         }
         part
     }
 
     /// D R_{-n0} q, and R_{-n0} q . mean behind it, for some blocks: one product.
-    fn absorb(&self, unit: &Unit, absorb: &tables::KeyHead, blocks: Range<usize>, scratch: Absorbing<'_>, rank: usize) {
+    fn absorb(&self, unit: &Unit, blocks: Range<usize>, turned: &mut Vec<f32>, absorbed: &mut Vec<f32>, rank: usize) {
         let (layer, isa, rows) = (self.layer, self.tables.isa, unit.rows());
-        let (ldq, ldr) = (isa.whole(layer.head_dim), isa.whole(rank + 1));
+        let (key_set, key_head) = LatentLayer::set_of(&layer.keys, unit.kv_head);
+        let (d, panels) = (layer.head_dim, &self.tables.key_heads[key_set][key_head].panels);
+        let (ldq, ldr) = (isa.whole(d), isa.whole(rank + 1));
         let count = blocks.len() * rows;
-        let turned = sized(scratch.turned, count * ldq);
-        let (plain, others) = turned.split_at_mut(rows * ldq);
-        self.queries(unit, ldq, plain);
-        if layer.turns.block().is_none() {
-            let absorbed = sized(scratch.absorbed, count * ldr);
-            isa.product(
-                count,
-                layer.head_dim,
-                rank + 1,
-                turned,
-                ldq,
-                &absorb.panels,
-                2 * isa.lanes() * layer.head_dim,
-                0,
-                absorbed,
-                ldr,
-                false,
-            );
-            return;
-        };
-        // The first block last: the others begin with a copy of it.
-        let pairs = layer.turns.pairs.len();
-        let angles = |number: usize| &self.angles[number * pairs..][..pairs];
-        for (number, of_block) in blocks.clone().skip(1).zip(others.chunks_exact_mut(rows * ldq)) {
-            of_block.copy_from_slice(plain);
-            of_block.chunks_exact_mut(ldq).for_each(|row| layer.turns.back(row, angles(number)));
+        let turned = sized(turned, count * ldq);
+        let (first, others) = turned.split_at_mut(rows * ldq);
+        self.queries(unit, ldq, first);
+        if layer.turns.block().is_some() {
+            // The first block last: the others begin with a copy of it.
+            let pairs = layer.turns.pairs.len();
+            let angles = |number: usize| &self.angles[number * pairs..][..pairs];
+            for (number, of_block) in blocks.clone().skip(1).zip(others.chunks_exact_mut(rows * ldq)) {
+                of_block.copy_from_slice(first);
+                of_block.chunks_exact_mut(ldq).for_each(|row| layer.turns.back(row, angles(number)));
+            }
+            first.chunks_exact_mut(ldq).for_each(|row| layer.turns.back(row, angles(blocks.start)));
         }
-        plain.chunks_exact_mut(ldq).for_each(|row| layer.turns.back(row, angles(blocks.start)));
-        let absorbed = sized(scratch.absorbed, count * ldr);
-        isa.product(
-            count,
-            layer.head_dim,
-            rank + 1,
-            turned,
-            ldq,
-            &absorb.panels,
-            2 * isa.lanes() * layer.head_dim,
-            0,
-            absorbed,
-            ldr,
-            false,
-        );
+        let absorbed = sized(absorbed, count * ldr);
+        isa.product(count, d, rank + 1, turned, ldq, panels, 2 * isa.lanes() * d, 0, absorbed, ldr, false);
     }
 
     /// Writes a unit's rows. False if something is not finite.
@@ -445,25 +427,28 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         let (value_set, value_head) = LatentLayer::set_of(&layer.values, unit.kv_head);
         let rank = layer.values[value_set].rank;
         let (ldo, ldr) = (isa.whole(rows), rank + 1);
+        let mut joined = vec![0.0; rank * ldo];
         let mut latents = vec![0.0; rows * ldr];
         let mut sums = vec![0.0; rows * ldd];
         let (mut largest, mut total) = (vec![NO_KEY; rows], vec![0.0; rows]);
         for row in 0..rows {
             largest[row] = parts.iter().fold(NO_KEY, |largest, part| part.m[row].max(largest));
         }
+        let mut weights = vec![0.0; ldo];
         for ((_, task), part) in tasks.iter().zip(parts) {
             for row in 0..rows {
-                let weight = (part.m[row] - largest[row]).exp();
-                total[row] += weight * part.l[row];
-                if let Task::Packed(_) = task {
-                    let to = &mut latents[row * ldr..][..ldr];
-                    to[rank] += weight * part.l[row];
-                    to.iter_mut()
-                        .zip(part.o[row..].iter().step_by(ldo))
-                        .take(rank)
-                        .for_each(|(to, o)| *to += weight * o);
-                }
+                weights[row] = (part.m[row] - largest[row]).exp();
+                total[row] += weights[row] * part.l[row];
             }
+            if let Task::Packed(_) = task {
+                for (joined, o) in joined.chunks_exact_mut(ldo).zip(part.o.chunks_exact(ldo)) {
+                    joined.iter_mut().zip(o).zip(&weights).for_each(|((sum, o), weight)| *sum += weight * o);
+                }
+                (0..rows).for_each(|row| latents[row * ldr + rank] += weights[row] * part.l[row]);
+            }
+        }
+        for (row, latents) in latents.chunks_exact_mut(ldr).enumerate() {
+            latents.iter_mut().zip(joined[row..].iter().step_by(ldo)).for_each(|(to, from)| *to = *from);
         }
         let packed = tasks.len() > 1;
         if packed {
@@ -499,12 +484,6 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         }
         fine
     }
-}
-
-/// Where absorbed queries are made.
-struct Absorbing<'a> {
-    turned: &'a mut Vec<f32>,
-    absorbed: &'a mut Vec<f32>,
 }
 
 /// Whether keys are rebuilt: rank d + rows d products a token, where absorbing takes rows rank d / block + rows rank; and always where a block is not of

@@ -22,7 +22,7 @@ use super::simd::{Portable, Simd};
 /// What a masked key's score is at most: as `crate::attention::NO_KEY`.
 const NO_KEY: f32 = -1e30;
 /// Below this exp is 0: what follows would not be a normal number.
-const LOWEST: f32 = -87.33;
+const LOWEST: f32 = -88.0;
 /// Rows of a call of [`Isa::softmax`], at most.
 pub(crate) const SOFTMAX_ROWS: usize = 64;
 /// Elements of scratch for [`Isa::pack_keys`].
@@ -239,25 +239,39 @@ unsafe fn largest<S: Simd>(values: &[f32]) -> f32 {
     magnitude(values)
 }
 
-/// exp(x) for x <= 88 within 2 ulp; 0 below -87.33.
+/// exp(x) for x <= 88 within 2 ulp; 0 below -87.68.
 #[inline(always)]
 unsafe fn exp<S: Simd>(x: S::V) -> S::V {
+    let [e] = unsafe { exps::<S, 1>([x]) };
+    e
+}
+
+/// [`exp`] of several vectors, step by step: the steps of one wait for each other.
+#[inline(always)]
+unsafe fn exps<S: Simd, const N: usize>(x: [S::V; N]) -> [S::V; N] {
     unsafe {
         // The lowest bits of x / ln 2 + this are the nearest integer n and the bias of an exponent.
         let magic = S::splat(12_582_912.0 + 127.0);
-        let t = S::fma(x, S::splat(std::f32::consts::LOG2_E), magic);
-        let n = S::sub(t, magic);
-        // ln 2 in two parts, the first of so few bits that n times it is exact.
-        let r = S::fma(n, S::splat(-0.693_359_4), x);
-        let r = S::fma(n, S::splat(2.121_944_4e-4), r);
-        // e^r = 1 + r + r^2 p(r), |r| <= ln 2 / 2 (Cephes, expf).
-        let mut p = S::splat(1.987_569_1e-4);
-        for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-            p = S::fma(p, r, S::splat(coefficient));
+        let (mut t, mut r, mut p) = (x, x, [S::splat(1.987_569_1e-4); N]);
+        for i in 0..N {
+            // Down to where the exponent is 0, and so the power of two; what is not a number stays.
+            let x = S::max(S::splat(LOWEST), x[i]);
+            t[i] = S::fma(x, S::splat(std::f32::consts::LOG2_E), magic);
+            let n = S::sub(t[i], magic);
+            // ln 2 in two parts, the first of so few bits that n times it is exact.
+            r[i] = S::fma(n, S::splat(-0.693_359_4), x);
+            r[i] = S::fma(n, S::splat(2.121_944_4e-4), r[i]);
         }
-        let e = S::fma(S::mul(r, r), p, S::add(r, S::splat(1.0)));
-        let e = S::mul(e, S::into_exponent(t));
-        S::select_less(x, S::splat(LOWEST), S::splat(0.0), e)
+        // e^r = 1 + r + r^2 p(r), |r| <= ln 2 / 2 (Cephes, expf).
+        for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
+            for i in 0..N {
+                p[i] = S::fma(p[i], r[i], S::splat(coefficient));
+            }
+        }
+        for i in 0..N {
+            p[i] = S::mul(p[i], S::into_exponent(t[i]));
+        }
+        p
     }
 }
 
@@ -576,9 +590,17 @@ unsafe fn softmax<S: Simd>(
             // Where no key was seen, as below -1e30, the weight of all is 0.
             let shift = S::splat(if m[row] <= NO_KEY { 0.0 } else { m[row] });
             let mut sum = S::splat(0.0);
-            for i in (0..columns).step_by(S::LANES) {
-                let weight = exp::<S>(S::sub(S::load(at.add(i)), shift));
-                S::store(at.add(i), weight);
+            let pairs = columns / (2 * S::LANES) * (2 * S::LANES);
+            for i in (0..pairs).step_by(2 * S::LANES) {
+                let (first, second) = (at.add(i), at.add(i + S::LANES));
+                let weights = exps::<S, 2>([S::sub(S::load(first), shift), S::sub(S::load(second), shift)]);
+                S::store(first, weights[0]);
+                S::store(second, weights[1]);
+                sum = S::add(sum, S::add(weights[0], weights[1]));
+            }
+            if pairs < columns {
+                let weight = exp::<S>(S::sub(S::load(at.add(pairs)), shift));
+                S::store(at.add(pairs), weight);
                 sum = S::add(sum, weight);
             }
             l[row] = l[row] * fade[row] + S::sum(sum);

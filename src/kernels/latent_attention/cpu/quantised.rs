@@ -5,8 +5,8 @@
 mod integers;
 
 use crate::kernels::attention::cpu::micro::Isa;
-use crate::kernels::attention::cpu::micro::codes::{CodeSums, ValueCodes};
-use crate::kv::latents::SetLayout;
+use crate::kernels::attention::cpu::micro::codes::{Ahead, CodeSums, PageCodes};
+use crate::kv::latents::{PAGE, SetLayout};
 
 /// How.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +25,17 @@ pub(super) struct Scratch {
 }
 
 /// Sums over values.
+#[derive(Default)]
 pub(super) enum Sums {
+    #[default]
+    None,
     #[cfg(target_arch = "x86_64")]
     Integers(integers::Sums),
     Floats(Isa, CodeSums),
+}
+
+fn codes(set: &SetLayout) -> PageCodes {
+    PageCodes { bits: set.bits.count(), rank: set.rank, params: set.params, codes: set.codes }
 }
 
 impl Way {
@@ -41,53 +48,51 @@ impl Way {
         Self::Floats(isa)
     }
 
-    /// Scores of a page: `q` is [rows, ldq], D q and behind it q . mean; `scores` [rows, ld], of which the first 32 of each row are written. Words of
-    /// `ahead` will be read soon.
+    /// Scores of pages: `q` is [rows, ldq], D q and behind it q . mean; `scores` [rows, ld], of which the first 32 a page of each row are written.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn scores(
         self,
         set: &SetLayout,
-        page: &[u32],
+        pages: &[&[u32]],
+        ahead: Ahead<'_>,
         q: &[f32],
         ldq: usize,
         rows: usize,
         scores: &mut [f32],
         ld: usize,
         scratch: &mut Scratch,
-        ahead: [&[u32]; 2],
     ) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Integers => integers::scores(set, page, q, ldq, rows, scores, ld, &mut scratch.integers),
+            Self::Integers => {
+                for (number, page) in pages.iter().enumerate() {
+                    integers::scores(set, page, q, ldq, rows, &mut scores[number * PAGE..], ld, &mut scratch.integers);
+                }
+            }
             Self::Floats(isa) => {
-                let (params, codes) = (&page[set.params..set.codes], &page[set.codes..set.end]);
-                let bits = set.bits.count();
-                isa.key_codes(bits, params, codes, set.rank, q, ldq, rows, &mut scratch.scaled, scores, ld, ahead);
+                isa.key_codes(codes(set), pages, ahead, q, ldq, rows, &mut scratch.scaled, scores, ld);
             }
         }
     }
 
-    /// Sums of no tokens.
-    pub(super) fn sums(self, set: &SetLayout, rows: usize) -> Sums {
-        match self {
+    /// Makes sums of no tokens.
+    pub(super) fn clear(self, sums: &mut Sums, set: &SetLayout, rows: usize) {
+        match (self, &mut *sums) {
+            (Self::Floats(isa), Sums::Floats(of, sums)) if *of == isa => sums.clear(isa, set.rank, rows),
             #[cfg(target_arch = "x86_64")]
-            Self::Integers => Sums::Integers(integers::Sums::new(set, rows)),
-            Self::Floats(isa) => Sums::Floats(isa, CodeSums::new(isa, set.rank, rows)),
+            (Self::Integers, _) => *sums = Sums::Integers(integers::Sums::new(set, rows)),
+            (Self::Floats(isa), _) => {
+                let mut new = CodeSums::default();
+                new.clear(isa, set.rank, rows);
+                *sums = Sums::Floats(isa, new);
+            }
         }
     }
 }
 
 impl Sums {
-    /// Scales what was added before, each row by its own.
-    pub(super) fn fade(&mut self, by: &[f32]) {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Integers(sums) => sums.fade(by),
-            Self::Floats(isa, sums) => sums.fade(*isa, by),
-        }
-    }
-
-    /// Adds weights [rows, ld] (not negative) times the latents of pages.
+    /// Scales what was added before, each row by its own of `fade`, and adds weights [rows, ld] (not negative) times the latents of pages.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn add(
         &mut self,
         set: &SetLayout,
@@ -95,15 +100,20 @@ impl Sums {
         weights: &[f32],
         ld: usize,
         rows: usize,
+        fade: &[f32],
         scratch: &mut Scratch,
     ) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Integers(sums) => sums.add(set, pages, weights, ld, rows, &mut scratch.integers),
+            Self::Integers(sums) => {
+                if fade[..rows].iter().any(|fade| *fade != 1.0) {
+                    sums.fade(&fade[..rows]);
+                }
+                sums.add(set, pages, weights, ld, rows, &mut scratch.integers);
+            }
+            Self::None => unreachable!("cleared before"),
             Self::Floats(isa, sums) => {
-                let layout =
-                    ValueCodes { bits: set.bits.count(), rank: set.rank, params: set.params, codes: set.codes };
-                isa.value_codes(layout, pages, weights, ld, rows, &mut scratch.scaled, sums);
+                isa.value_codes(codes(set), pages, weights, ld, rows, fade, &mut scratch.scaled, sums);
             }
         }
     }
@@ -113,7 +123,8 @@ impl Sums {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Integers(sums) => sums.finish(set, rows, to, ld),
-            Self::Floats(isa, sums) => sums.finish(*isa, set.rank, rows, to, ld),
+            Self::None => {}
+            Self::Floats(isa, sums) => isa.finish_codes(sums, set.rank, rows, to, ld),
         }
     }
 }
@@ -121,7 +132,7 @@ impl Sums {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::latents::{LatentBits, PAGE, PageLayout};
+    use crate::kv::latents::{LatentBits, PageLayout};
 
     /// Against the same in f64. 2e-6 of the largest: coefficients are good to 2^-24 of the largest each, sums exact or of as many terms as channels.
     #[test]
@@ -150,7 +161,8 @@ mod tests {
                     let ldq = rank + 3;
                     let q: Vec<f32> = (0..rows * ldq).map(|i| noise(i + 77)).collect();
                     let mut found = vec![0.0; rows * 40];
-                    way.scores(keys, &pages[0], &q, ldq, rows, &mut found, 40, &mut scratch, [&[]; 2]);
+                    let ahead = Ahead { pages: &[], values: (0, 0) };
+                    way.scores(keys, &[&pages[0]], ahead, &q, ldq, rows, &mut found, 40, &mut scratch);
                     for row in 0..rows {
                         for t in 0..PAGE {
                             let z = |c: usize| f64::from(keys.decode(&pages[0], c, t));
@@ -165,11 +177,11 @@ mod tests {
                     }
                     let weights: Vec<f32> = (0..rows * 160).map(|i| noise(i + 5).abs()).collect();
                     let borrowed: Vec<&[u32]> = pages.iter().map(|page| &page[..]).collect();
-                    let mut sums = way.sums(values, rows);
-                    sums.add(values, &borrowed[..2], &weights, 160, rows, &mut scratch);
+                    let mut sums = Sums::default();
+                    way.clear(&mut sums, values, rows);
                     let by: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32).collect();
-                    sums.fade(&by);
-                    sums.add(values, &borrowed[2..], &weights[64..], 160, rows, &mut scratch);
+                    sums.add(values, &borrowed[..2], &weights, 160, rows, &[1.0; 9], &mut scratch);
+                    sums.add(values, &borrowed[2..], &weights[64..], 160, rows, &by, &mut scratch);
                     let mut found = vec![0.0; rank * 16];
                     sums.finish(values, rows, &mut found, 16);
                     for row in 0..rows {

@@ -15,13 +15,29 @@ pub(crate) const CODE_ROWS: usize = 4;
 /// Channels are padded to whole words of 2 bits.
 const CHANNELS: usize = 16;
 
-/// Of a page's part that is one projection's values: where minima and scales are, and where codes.
+/// Of a page's part that is one projection's keys or values: where minima and scales are, and where codes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ValueCodes {
+pub(crate) struct PageCodes {
     pub(crate) bits: u32,
     pub(crate) rank: usize,
     pub(crate) params: usize,
     pub(crate) codes: usize,
+}
+
+impl PageCodes {
+    /// Words of codes.
+    fn words(self) -> usize {
+        self.rank.div_ceil(32 / self.bits as usize)
+    }
+}
+
+/// What is asked of memory on the way through keys: with each page the keys of one that comes later, and its own values.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead<'a> {
+    /// As far as there are any.
+    pub(crate) pages: &'a [&'a [u32]],
+    /// Where values are in a page: the first word and the last but one.
+    pub(crate) values: (usize, usize),
 }
 
 /// Sums over values: what [`Isa::value_codes`] adds to. Of lanes, to be added up.
@@ -34,16 +50,19 @@ pub(crate) struct CodeSums {
 }
 
 for_every_isa! {
-    /// Scores (rows, ld) of the 32 tokens of a page of `rank` channels: q . z + q[rank] with z = minimum + scale * code; `q` is (rows, ldq), `params`
-    /// has a channel's minimum and scale as two f16. `scaled` is scratch; memory of `ahead` is asked for on the way.
+    /// Scores (rows, ld) of the tokens of pages, 32 each: q . z + q[rank] with z = minimum + scale * code; `q` is (rows, ldq), minimum and scale of a
+    /// channel are two f16. `scaled` is scratch.
     fn key_codes(
-        bits: u32, params: &[u32], codes: &[u32], rank: usize, q: &[f32], ldq: usize, rows: usize, scaled: &mut Vec<f32>,
-        scores: &mut [f32], ld: usize, ahead: [&[u32]; 2],
+        layout: PageCodes, pages: &[&[u32]], ahead: Ahead<'_>, q: &[f32], ldq: usize, rows: usize, scaled: &mut Vec<f32>,
+        scores: &mut [f32], ld: usize,
     );
-    /// Adds weights (rows, ld) times the latents of pages to `sums`.
+    /// Multiplies `sums` by `fade`, each row by its own, and adds weights (rows, ld) times the latents of pages.
     fn value_codes(
-        layout: ValueCodes, pages: &[&[u32]], weights: &[f32], ld: usize, rows: usize, scaled: &mut Vec<f32>, sums: &mut CodeSums,
+        layout: PageCodes, pages: &[&[u32]], weights: &[f32], ld: usize, rows: usize, fade: &[f32], scaled: &mut Vec<f32>,
+        sums: &mut CodeSums,
     );
+    /// The sums as [rank, ld] of rows.
+    fn finish_codes(sums: &CodeSums, rank: usize, rows: usize, to: &mut [f32], ld: usize);
     /// The low and the high halves of 32 words, each an f16.
     fn unpack_halves(words: &[u32; PAGE], low: &mut [f32; PAGE], high: &mut [f32; PAGE]);
 }
@@ -82,32 +101,35 @@ const fn factors(bits: u32) -> [f32; CHANNELS] {
     factors
 }
 
-/// Cache lines to ask for, a few at a time: in bursts they would fill the buffers that the loop's own reads need.
-struct Lines<'a> {
-    slices: [&'a [u32]; 2],
-    next: usize,
-    at_once: usize,
+/// Cache lines of two slices to ask for, a few at a time: in bursts they would fill the buffers that the loop's own reads need.
+struct Lines {
+    next: [*const u8; 2],
+    end: [*const u8; 2],
 }
 
-/// Words of a line.
-const LINE: usize = 16;
+/// Bytes of a line.
+const LINE: usize = 64;
 
-impl<'a> Lines<'a> {
-    /// To be asked for in `times` portions.
-    fn new(slices: [&'a [u32]; 2], times: usize) -> Self {
-        let lines: usize = slices.iter().map(|slice| slice.len().div_ceil(LINE)).sum();
-        Self { slices, next: 0, at_once: lines.div_ceil(times.max(1)) }
+impl Lines {
+    fn new(slices: [&[u32]; 2]) -> Self {
+        Self {
+            next: slices.map(|slice| slice.as_ptr().cast()),
+            end: slices.map(|slice| slice.as_ptr_range().end.cast()),
+        }
     }
 
+    /// To be called for every word of two vectors of tokens, the `step`th: a page has 1 to 1.5 lines for 16 tokens of a word.
     #[inline(always)]
-    fn ask<S: Simd>(&mut self) {
-        for _ in 0..self.at_once {
-            let first = self.slices[0].len().div_ceil(LINE);
-            let (slice, line) =
-                if self.next < first { (self.slices[0], self.next) } else { (self.slices[1], self.next - first) };
-            // SAFETY: an address need not be of anything.
-            unsafe { S::prefetch(slice.as_ptr().wrapping_add(line * LINE).cast()) };
-            self.next += 1;
+    fn ask<S: Simd>(&mut self, step: usize) {
+        let lines = S::LANES.div_ceil(8) + step % 2;
+        for (next, end) in self.next.iter_mut().zip(self.end) {
+            for _ in 0..lines {
+                if *next < end {
+                    // SAFETY: an address need not be of anything.
+                    unsafe { S::prefetch(*next) };
+                    *next = next.wrapping_add(LINE);
+                }
+            }
         }
     }
 }
@@ -129,26 +151,27 @@ unsafe fn unpack_halves<S: Simd>(words: &[u32; PAGE], low: &mut [f32; PAGE], hig
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn key_codes<S: Simd>(
-    bits: u32,
-    params: &[u32],
-    codes: &[u32],
-    rank: usize,
+    layout: PageCodes,
+    pages: &[&[u32]],
+    ahead: Ahead<'_>,
     q: &[f32],
     ldq: usize,
     rows: usize,
     scaled: &mut Vec<f32>,
     scores: &mut [f32],
     ld: usize,
-    ahead: [&[u32]; 2],
 ) {
-    assert!(matches!(bits, 2 | 4 | 8) && params.len() >= rank && rank < ldq && PAGE.is_multiple_of(2 * S::LANES));
-    assert!(codes.len() >= rank.div_ceil(32 / bits as usize) * PAGE);
-    assert!(q.len() >= rows * ldq && ld >= PAGE && scores.len() + ld >= rows * ld + PAGE);
-    scaled.resize(CODE_ROWS * rank.next_multiple_of(CHANNELS), 0.0);
-    let passes = rows.div_ceil(CODE_ROWS) * PAGE / (2 * S::LANES) * rank.div_ceil(32 / bits as usize);
-    let mut lines = Lines::new(ahead, passes);
+    let PageCodes { bits, rank, params, codes } = layout;
+    let tokens = pages.len() * PAGE;
+    assert!(matches!(bits, 2 | 4 | 8) && rank < ldq && PAGE.is_multiple_of(2 * S::LANES));
+    let end = (params + rank).max(codes + layout.words() * PAGE);
+    assert!(pages.iter().all(|page| page.len() >= end));
+    assert!(q.len() >= rows * ldq && ld >= tokens && scores.len() + ld >= rows * ld + tokens);
+    scaled.resize((CODE_ROWS * rank.next_multiple_of(CHANNELS)).max(scaled.len()), 0.0);
     for first in (0..rows).step_by(CODE_ROWS) {
         let (q, scores) = (&q[first * ldq..], &mut scores[first * ld..]);
+        // The first rows ask for all rows.
+        let ahead = if first == 0 { ahead } else { Ahead { pages: &[], values: (0, 0) } };
         // SAFETY: what each pointer needs was asserted.
         unsafe {
             by_bits_and_rows!(
@@ -156,7 +179,7 @@ unsafe fn key_codes<S: Simd>(
                 S,
                 bits,
                 rows - first,
-                (params, codes, rank, q, ldq, scaled.as_mut_slice(), scores, ld, &mut lines)
+                (layout, pages, ahead, q, ldq, scaled.as_mut_slice(), scores, ld)
             );
         }
     }
@@ -165,116 +188,141 @@ unsafe fn key_codes<S: Simd>(
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn keys_of<S: Simd, const BITS: u32, const R: usize>(
-    params: &[u32],
-    codes: &[u32],
-    rank: usize,
+    layout: PageCodes,
+    pages: &[&[u32]],
+    ahead: Ahead<'_>,
     q: &[f32],
     ldq: usize,
     scaled: &mut [f32],
     scores: &mut [f32],
     ld: usize,
-    lines: &mut Lines<'_>,
 ) {
+    let rank = layout.rank;
     let of_word = 32 / BITS as usize;
+    let words_of_token = rank.div_ceil(of_word);
     let factors = const { factors(BITS) };
     let padded = rank.next_multiple_of(CHANNELS);
-    unsafe {
-        let mut offsets = [S::splat(0.0); R];
-        for c in (0..padded).step_by(S::LANES) {
-            // Behind the rank: zeros.
-            let (mut words, mut rest) = ([0u32; 16], [[0.0f32; 16]; R]);
-            let there = rank.saturating_sub(c).min(S::LANES);
-            let whole = there == S::LANES;
-            if !whole {
-                words[..there].copy_from_slice(&params[c.min(rank)..][..there]);
+    let whole = rank / S::LANES * S::LANES;
+    let low = (1u32 << BITS) - 1;
+    let (from, end) = (layout.params, layout.codes + words_of_token * PAGE);
+    for (number, page) in pages.iter().enumerate() {
+        let keys = ahead.pages.get(number).and_then(|page| page.get(from..end)).unwrap_or_default();
+        let mut lines = Lines::new([keys, page.get(ahead.values.0..ahead.values.1).unwrap_or_default()]);
+        let scores = &mut scores[number * PAGE..];
+        unsafe {
+            let (params, codes) = (page.as_ptr().add(layout.params), page.as_ptr().add(layout.codes));
+            let mut offsets = [S::splat(0.0); R];
+            for c in (0..whole).step_by(S::LANES) {
+                let q: [*const f32; R] = std::array::from_fn(|r| q.as_ptr().add(r * ldq + c));
+                coefficients::<S, R>(c, params.add(c), q, factors.as_ptr(), scaled.as_mut_ptr(), padded, &mut offsets);
+            }
+            for c in (whole..padded).step_by(S::LANES) {
+                // Behind the rank: zeros.
+                let (mut words, mut rest, there) = ([0u32; 16], [[0.0f32; 16]; R], rank.saturating_sub(c));
+                words[..there].copy_from_slice(&page[layout.params + c.min(rank)..][..there]);
                 for r in 0..R {
                     rest[r][..there].copy_from_slice(&q[r * ldq + c.min(rank)..][..there]);
                 }
+                let q: [*const f32; R] = std::array::from_fn(|r| rest[r].as_ptr());
+                coefficients::<S, R>(c, words.as_ptr(), q, factors.as_ptr(), scaled.as_mut_ptr(), padded, &mut offsets);
             }
-            let (minimum, scale) = S::halves(if whole { params.as_ptr().add(c) } else { words.as_ptr() });
-            let scale = S::mul(scale, S::load(factors.as_ptr().add(c % CHANNELS)));
-            for r in 0..R {
-                let q = S::load(if whole { q.as_ptr().add(r * ldq + c) } else { rest[r].as_ptr() });
-                offsets[r] = S::fma(q, minimum, offsets[r]);
-                S::store(scaled.as_mut_ptr().add(r * padded + c), S::mul(q, scale));
-            }
-        }
-        let offsets: [f32; R] = std::array::from_fn(|r| S::sum(offsets[r]) + q[r * ldq + rank]);
-        let low = (1u32 << BITS) - 1;
-        for first in (0..PAGE).step_by(2 * S::LANES) {
-            let mut sums: [[S::V; 2]; R] = std::array::from_fn(|r| [S::splat(offsets[r]); 2]);
-            for word in 0..rank.div_ceil(of_word) {
-                lines.ask::<S>();
-                let at = codes.as_ptr().add(word * PAGE + first);
-                let coefficients = scaled.as_ptr().add(word * of_word);
-                for i in 0..of_word {
-                    let (shift, highest) = (i as u32 * BITS, i + 1 == of_word);
-                    let code = |at: *const u32| match highest {
-                        true => S::shifted(at, shift),
-                        false => S::masked(at, low << shift),
-                    };
-                    let z = [code(at), code(at.add(S::LANES))];
-                    for r in 0..R {
-                        let coefficient = S::splat(*coefficients.add(r * padded + i));
-                        sums[r] = [S::fma(z[0], coefficient, sums[r][0]), S::fma(z[1], coefficient, sums[r][1])];
+            let offsets: [f32; R] = std::array::from_fn(|r| S::sum(offsets[r]) + q[r * ldq + rank]);
+            for first in (0..PAGE).step_by(2 * S::LANES) {
+                let mut sums: [[S::V; 2]; R] = std::array::from_fn(|r| [S::splat(offsets[r]); 2]);
+                for word in 0..words_of_token {
+                    lines.ask::<S>(word);
+                    let at = codes.add(word * PAGE + first);
+                    let coefficients = scaled.as_ptr().add(word * of_word);
+                    for i in 0..of_word {
+                        let (shift, highest) = (i as u32 * BITS, i + 1 == of_word);
+                        let code = |at: *const u32| match highest {
+                            true => S::shifted(at, shift),
+                            false => S::masked(at, low << shift),
+                        };
+                        let z = [code(at), code(at.add(S::LANES))];
+                        for r in 0..R {
+                            let coefficient = S::splat(*coefficients.add(r * padded + i));
+                            sums[r] = [S::fma(z[0], coefficient, sums[r][0]), S::fma(z[1], coefficient, sums[r][1])];
+                        }
                     }
                 }
+                for r in 0..R {
+                    S::store(scores.as_mut_ptr().add(r * ld + first), sums[r][0]);
+                    S::store(scores.as_mut_ptr().add(r * ld + first + S::LANES), sums[r][1]);
+                }
             }
-            for r in 0..R {
-                S::store(scores.as_mut_ptr().add(r * ld + first), sums[r][0]);
-                S::store(scores.as_mut_ptr().add(r * ld + first + S::LANES), sums[r][1]);
-            }
+        }
+    }
+}
+
+/// Coefficients of the codes of channels from `c` on, and what their minima add to the score.
+#[inline(always)]
+unsafe fn coefficients<S: Simd, const R: usize>(
+    c: usize,
+    params: *const u32,
+    q: [*const f32; R],
+    factors: *const f32,
+    scaled: *mut f32,
+    padded: usize,
+    offsets: &mut [S::V; R],
+) {
+    unsafe {
+        let (minimum, scale) = S::halves(params);
+        let scale = S::mul(scale, S::load(factors.add(c % CHANNELS)));
+        for r in 0..R {
+            let q = S::load(q[r]);
+            offsets[r] = S::fma(q, minimum, offsets[r]);
+            S::store(scaled.add(r * padded + c), S::mul(q, scale));
         }
     }
 }
 
 impl CodeSums {
     /// Of no tokens yet.
-    pub(crate) fn new(isa: Isa, rank: usize, rows: usize) -> Self {
+    pub(crate) fn clear(&mut self, isa: Isa, rank: usize, rows: usize) {
         let rows = rows.next_multiple_of(CODE_ROWS);
-        Self { parts: vec![0.0; rank * rows * isa.lanes()], minima: vec![0.0; rank.div_ceil(GROUP) * rows] }
+        self.parts.clear();
+        self.parts.resize(rank * rows * isa.lanes(), 0.0);
+        self.minima.clear();
+        self.minima.resize(rank.div_ceil(GROUP) * rows, 0.0);
     }
+}
 
-    /// Scales what was added before, each row by its own.
-    pub(crate) fn fade(&mut self, isa: Isa, by: &[f32]) {
-        let rows = by.len().next_multiple_of(CODE_ROWS);
-        let of_row = |at: usize| by.get(at % rows).copied().unwrap_or(0.0);
-        for (at, part) in self.parts.chunks_exact_mut(isa.lanes()).enumerate() {
-            part.iter_mut().for_each(|sum| *sum *= of_row(at));
-        }
-        self.minima.iter_mut().enumerate().for_each(|(at, sum)| *sum *= of_row(at));
-    }
-
-    /// The sums as [rank, ld] of rows.
-    pub(crate) fn finish(&self, isa: Isa, rank: usize, rows: usize, to: &mut [f32], ld: usize) {
-        let (passes, lanes) = (rows.next_multiple_of(CODE_ROWS), isa.lanes());
-        for channel in 0..rank {
-            for row in 0..rows {
-                let sum: f32 = self.parts[(channel * passes + row) * lanes..][..lanes].iter().sum();
-                to[channel * ld + row] = sum + self.minima[channel / GROUP * passes + row];
-            }
+/// The sums as [rank, ld] of rows.
+#[inline(always)]
+unsafe fn finish_codes<S: Simd>(sums: &CodeSums, rank: usize, rows: usize, to: &mut [f32], ld: usize) {
+    let passes = rows.next_multiple_of(CODE_ROWS);
+    assert!(sums.parts.len() >= rank * passes * S::LANES && to.len() >= rank * ld && ld >= rows);
+    for channel in 0..rank {
+        for row in 0..rows {
+            // SAFETY: a vector of the parts, as was asserted.
+            let sum = unsafe { S::sum(S::load(sums.parts.as_ptr().add((channel * passes + row) * S::LANES))) };
+            to[channel * ld + row] = sum + sums.minima[channel / GROUP * passes + row];
         }
     }
 }
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn value_codes<S: Simd>(
-    layout: ValueCodes,
+    layout: PageCodes,
     pages: &[&[u32]],
     weights: &[f32],
     ld: usize,
     rows: usize,
+    fade: &[f32],
     scaled: &mut Vec<f32>,
     sums: &mut CodeSums,
 ) {
-    let ValueCodes { bits, rank, params, codes } = layout;
+    let PageCodes { bits, rank, params, codes } = layout;
     let (tokens, passes) = (pages.len() * PAGE, rows.next_multiple_of(CODE_ROWS));
     assert!(matches!(bits, 2 | 4 | 8) && PAGE.is_multiple_of(S::LANES));
     let ends = [params + rank.div_ceil(GROUP) * PAGE, codes + rank.div_ceil(32 / bits as usize) * PAGE];
     assert!(pages.iter().all(|page| ends.iter().all(|end| page.len() >= *end)));
-    assert!(ld >= tokens && weights.len() + ld >= rows * ld + tokens);
+    assert!(ld >= tokens && weights.len() + ld >= rows * ld + tokens && fade.len() >= rows);
     assert!(sums.parts.len() >= rank * passes * S::LANES && sums.minima.len() >= rank.div_ceil(GROUP) * passes);
-    scaled.resize((CODE_ROWS * tokens).max(scaled.len()), 0.0);
+    // Weights times scales, and behind them the words of a group.
+    scaled.resize(((CODE_ROWS + bits as usize) * tokens).max(scaled.len()), 0.0);
     for first in (0..rows).step_by(CODE_ROWS) {
         let weights = &weights[first * ld..];
         // SAFETY: what each pointer needs was asserted.
@@ -284,7 +332,7 @@ unsafe fn value_codes<S: Simd>(
                 S,
                 bits,
                 rows - first,
-                (layout, pages, weights, ld, scaled.as_mut_slice(), sums, passes, first)
+                (layout, pages, weights, ld, &fade[first..], scaled.as_mut_slice(), sums, passes, first)
             );
         }
     }
@@ -293,10 +341,11 @@ unsafe fn value_codes<S: Simd>(
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn values_of<S: Simd, const BITS: u32, const R: usize>(
-    layout: ValueCodes,
+    layout: PageCodes,
     pages: &[&[u32]],
     weights: &[f32],
     ld: usize,
+    fade: &[f32],
     scaled: &mut [f32],
     sums: &mut CodeSums,
     passes: usize,
@@ -320,21 +369,30 @@ unsafe fn values_of<S: Simd, const BITS: u32, const R: usize>(
                 }
             }
             for r in 0..R {
-                sums.minima[group * passes + first + r] += S::sum(minima[r]);
+                let sum = &mut sums.minima[group * passes + first + r];
+                *sum = *sum * fade[r] + S::sum(minima[r]);
             }
             let channels = (group * GROUP)..layout.rank.min((group + 1) * GROUP);
-            for channel in channels.step_by(2) {
-                let (word, i) = (channel / of_word, channel % of_word);
-                let at = layout.codes + word * PAGE;
+            // Side by side: pages of as many bytes as a cache has sets would drive each other out of it.
+            let words = scaled.as_mut_ptr().add(CODE_ROWS * tokens).cast::<u32>();
+            for word in 0..channels.len().div_ceil(of_word) {
+                for (number, page) in pages.iter().enumerate() {
+                    let from = page.as_ptr().add(layout.codes + (channels.start / of_word + word) * PAGE);
+                    std::ptr::copy_nonoverlapping(from, words.add(word * tokens + number * PAGE), PAGE);
+                }
+            }
+            for channel in channels.clone().step_by(2) {
+                let (word, i) = ((channel - channels.start) / of_word, channel % of_word);
+                let (words, weights) = (words.add(word * tokens).cast_const(), scaled.as_ptr());
                 let products = match i + 2 == of_word {
-                    true => pair::<S, BITS, R, true>(pages, at, i, scaled),
-                    false => pair::<S, BITS, R, false>(pages, at, i, scaled),
+                    true => pair::<S, BITS, R, true>(words, tokens, i, weights),
+                    false => pair::<S, BITS, R, false>(words, tokens, i, weights),
                 };
                 for (k, products) in products.iter().enumerate().take(layout.rank - channel) {
                     let factor = S::splat(factors[i + k]);
                     for r in 0..R {
                         let part = sums.parts.as_mut_ptr().add(((channel + k) * passes + first + r) * S::LANES);
-                        S::store(part, S::fma(products[r], factor, S::load(part)));
+                        S::store(part, S::fma(products[r], factor, S::mul(S::load(part), S::splat(fade[r]))));
                     }
                 }
             }
@@ -342,31 +400,28 @@ unsafe fn values_of<S: Simd, const BITS: u32, const R: usize>(
     }
 }
 
-/// Channels i and i + 1 of words that begin at `at` of each page, times rows of weights.
+/// Channels i and i + 1 of a word of each token, times rows of weights.
 #[inline(always)]
 unsafe fn pair<S: Simd, const BITS: u32, const R: usize, const HIGHEST: bool>(
-    pages: &[&[u32]],
-    at: usize,
+    words: *const u32,
+    tokens: usize,
     i: usize,
-    weights: &[f32],
+    weights: *const f32,
 ) -> [[S::V; R]; 2] {
-    let tokens = pages.len() * PAGE;
     let (shift, low) = (i as u32 * BITS, (1u32 << BITS) - 1);
     unsafe {
         let mut sums = [[S::splat(0.0); R]; 2];
-        for (number, page) in pages.iter().enumerate() {
-            for t in (0..PAGE).step_by(S::LANES) {
-                let words = page.as_ptr().add(at + t);
-                let second = match HIGHEST {
-                    true => S::shifted(words, 32 - BITS),
-                    false => S::masked(words, low << (shift + BITS)),
-                };
-                let z = [S::masked(words, low << shift), second];
-                for r in 0..R {
-                    let weight = S::load(weights.as_ptr().add(r * tokens + number * PAGE + t));
-                    sums[0][r] = S::fma(z[0], weight, sums[0][r]);
-                    sums[1][r] = S::fma(z[1], weight, sums[1][r]);
-                }
+        for t in (0..tokens).step_by(S::LANES) {
+            let words = words.add(t);
+            let second = match HIGHEST {
+                true => S::shifted(words, 32 - BITS),
+                false => S::masked(words, low << (shift + BITS)),
+            };
+            let z = [S::masked(words, low << shift), second];
+            for r in 0..R {
+                let weight = S::load(weights.add(r * tokens + t));
+                sums[0][r] = S::fma(z[0], weight, sums[0][r]);
+                sums[1][r] = S::fma(z[1], weight, sums[1][r]);
             }
         }
         sums
