@@ -42,6 +42,22 @@ impl AttentionElement for f16 {
     }
 }
 
+/// The first of `values` that is not a number, or of a magnitude above `largest`.
+pub(crate) fn first_beyond<T: AttentionElement>(values: &[T], largest: f32) -> Option<usize> {
+    const PART: usize = 1024;
+    let isa = cpu::micro::Isa::best();
+    let mut part = [0.0; PART];
+    for (number, values) in values.chunks(PART).enumerate() {
+        let part = &mut part[..values.len()];
+        isa.pack_row(values, 1.0, part);
+        let beyond = |x: f32| x.is_nan() || x.abs() > largest;
+        if beyond(isa.largest(part)) {
+            return part.iter().position(|x| beyond(*x)).map(|index| number * PART + index);
+        }
+    }
+    None
+}
+
 pub(in crate::kernels) use gpu::narrow;
 pub(crate) use gpu::variants;
 

@@ -18,6 +18,7 @@ use super::store::{Angles, Store};
 use crate::attention::{AttentionElement, Output};
 use crate::device::Device;
 use crate::gpu::block_on;
+use crate::kernels::attention::first_beyond;
 use crate::kernels::latent_attention::{Attending, HostTables, latent_attention};
 use crate::kernels::pack_latents::{Appended, PackJob, keep_exact, pack_latents, rebuild_exact};
 use crate::tensor::Tensor;
@@ -448,8 +449,7 @@ impl KvCache {
             let largest = if shape.exact == ExactType::Half { 65504.0 } else { f32::MAX };
             let Some(rows) = rows.as_host() else { continue };
             let rows = rows.as_slice().unwrap_or_default();
-            let bad = |x: &T| x.widen().is_nan() || x.widen().abs() > largest;
-            if let Some(index) = rows.iter().position(bad) {
+            if let Some(index) = first_beyond(rows, largest) {
                 let expected = if largest < f32::MAX { "finite, in f16" } else { "finite" };
                 return Err(Error::Domain { place: PLACE, quantity, index, expected, found: rows[index].to_string() });
             }

@@ -16,6 +16,7 @@
 //! Source: Liu et al. 2024 (KIVI: keys by channel, values by token), with a minimum in place of a zero point.
 
 use half::f16;
+use multiversion::multiversion;
 
 use crate::{Error, Result};
 
@@ -158,29 +159,31 @@ impl SetLayout {
         if !fine || !self.bits.quantised() {
             return fine;
         }
+        let (of_word, bits) = (self.bits.channels(), self.bits.count());
         match self.side {
             Side::Keys => {
                 for (channel, z) in z.chunks_exact(PAGE).enumerate() {
-                    let scaling = Scaling::of(z[skip.min(PAGE)..].iter().copied(), self.bits);
+                    let scaling = Scaling::of(&z[skip.min(PAGE)..], self.bits);
                     page[self.params + channel] = scaling.word();
-                    let words = &mut page[self.codes + channel / self.bits.channels() * PAGE..][..PAGE];
-                    let shift = channel % self.bits.channels() * bits;
-                    words.iter_mut().zip(z).for_each(|(word, z)| *word |= scaling.code(*z, self.bits) << shift);
+                    let scalings = ([scaling.minimum.to_f32(); PAGE], [scaling.scale.to_f32(); PAGE]);
+                    let words = &mut page[self.codes + channel / of_word * PAGE..][..PAGE];
+                    add_codes(z, &scalings, self.bits.levels(), (channel % of_word) as u32 * bits, words);
                 }
             }
             Side::Values => {
                 for (group, z) in z.chunks(GROUP * PAGE).enumerate() {
-                    for token in 0..PAGE {
-                        let of_token = z.iter().skip(token).step_by(PAGE).copied();
-                        // An exact token's own minimum harms no one else, but might not be finite.
-                        let scaling =
-                            if token < skip { Scaling::NONE } else { Scaling::of(of_token.clone(), self.bits) };
+                    let (min, max) = extremes(z);
+                    let mut scalings = ([0.0; PAGE], [0.0; PAGE]);
+                    // An exact token's own minimum harms no one else, but might not be finite.
+                    for token in skip.min(PAGE)..PAGE {
+                        let scaling = Scaling::between(min[token], max[token], self.bits);
                         page[self.params + group * PAGE + token] = scaling.word();
-                        for (channel, z) in (group * GROUP..).zip(of_token) {
-                            let shift = channel % self.bits.channels() * bits;
-                            page[self.codes + channel / self.bits.channels() * PAGE + token] |=
-                                scaling.code(z, self.bits) << shift;
-                        }
+                        (scalings.0[token], scalings.1[token]) = (scaling.minimum.to_f32(), scaling.scale.to_f32());
+                    }
+                    page[self.params + group * PAGE..][..skip.min(PAGE)].fill(0);
+                    for (channel, z) in (group * GROUP..).zip(z.chunks_exact(PAGE)) {
+                        let words = &mut page[self.codes + channel / of_word * PAGE..][..PAGE];
+                        add_codes(z, &scalings, self.bits.levels(), (channel % of_word) as u32 * bits, words);
                     }
                 }
             }
@@ -227,11 +230,12 @@ struct Scaling {
 impl Scaling {
     const NONE: Self = Self { minimum: f16::ZERO, scale: f16::ZERO };
 
-    fn of(z: impl Iterator<Item = f32>, bits: LatentBits) -> Self {
-        let (min, max) = z.fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), z| (min.min(z), max.max(z)));
-        if min > max {
-            return Self::NONE;
-        }
+    fn of(z: &[f32], bits: LatentBits) -> Self {
+        let (min, max) = z.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), z| (min.min(*z), max.max(*z)));
+        if min > max { Self::NONE } else { Self::between(min, max, bits) }
+    }
+
+    fn between(min: f32, max: f32, bits: LatentBits) -> Self {
         // From the rounded minimum, so that the largest code reaches the maximum. No minimum of -0, whichever of two zeros came first.
         let minimum = f16::from_f32(min + 0.0);
         Self { minimum, scale: f16::from_f32(((max - minimum.to_f32()) / bits.levels()).max(0.0)) }
@@ -240,13 +244,35 @@ impl Scaling {
     fn word(self) -> u32 {
         u32::from(self.minimum.to_bits()) | u32::from(self.scale.to_bits()) << 16
     }
+}
 
-    fn code(self, z: f32, bits: LatentBits) -> u32 {
-        if self.scale == f16::ZERO {
-            return 0;
+/// The least and the largest over channels of each token of `z` [channels, 32].
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn extremes(z: &[f32]) -> ([f32; PAGE], [f32; PAGE]) {
+    let (mut min, mut max) = ([f32::INFINITY; PAGE], [f32::NEG_INFINITY; PAGE]);
+    for z in z.chunks_exact(PAGE) {
+        for token in 0..PAGE {
+            min[token] = if z[token] < min[token] { z[token] } else { min[token] };
+            max[token] = if z[token] > max[token] { z[token] } else { max[token] };
         }
-        // A NaN becomes 0.
-        ((z - self.minimum.to_f32()) / self.scale.to_f32()).round_ties_even().clamp(0.0, bits.levels()) as u32
+    }
+    (min, max)
+}
+
+/// Puts the codes of a channel's 32 latents into their words, by the minima and scales of the tokens.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn add_codes(z: &[f32], (minima, scales): &([f32; PAGE], [f32; PAGE]), levels: f32, shift: u32, words: &mut [u32]) {
+    // From 2^23 on an f32 has no digits behind the point: a sum is rounded to a whole number, ties to even.
+    const WHOLE: f32 = 8_388_608.0;
+    // Lengths that the compiler sees.
+    let (z, words) = (&z[..PAGE], &mut words[..PAGE]);
+    for token in 0..PAGE {
+        // With a scale of 0 infinite or not a number, and then not what is chosen.
+        let code = (z[token] - minima[token]) / scales[token];
+        // What is not a number becomes 0.
+        let code = if code > 0.0 && scales[token] > 0.0 { code } else { 0.0 };
+        let code = if code < levels { code } else { levels };
+        words[token] |= ((code + WHOLE).to_bits() - WHOLE.to_bits()) << shift;
     }
 }
 

@@ -17,6 +17,7 @@ use crate::Error;
 use crate::attention::NO_KEY;
 use crate::kernels::attention::cpu::micro::codes::Ahead;
 use crate::kernels::attention::cpu::micro::{Isa, PACK, SOFTMAX_ROWS, Stored};
+use crate::kernels::attention::first_beyond;
 use crate::kv::latents::PAGE;
 use crate::kv::store::{HostStore, Rows};
 
@@ -42,7 +43,7 @@ pub(super) fn forward<T: AttentionElement>(
 ) -> Result<(Array4<T>, Array3<f32>)> {
     let (batch, q_heads, q_len, d) = q.dim();
     let Some(elements) = q.as_slice() else { unreachable!("tensors are in row-major order") };
-    if let Some(index) = elements.iter().position(|x| !x.widen().is_finite()) {
+    if let Some(index) = first_beyond(elements, f32::MAX) {
         let found = elements[index].to_string();
         return Err(Error::Domain { place: PLACE, quantity: "q", index, expected: "finite", found });
     }

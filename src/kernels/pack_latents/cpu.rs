@@ -11,11 +11,12 @@ use crate::kv::latents::{PAGE, SetLayout};
 use crate::kv::layer::{ExactType, Factors};
 use crate::kv::store::{HostStore, Rows};
 
-/// As the layer stores it.
-fn rounded<T: AttentionElement>(layer: &LatentLayer, x: T) -> f32 {
-    match layer.exact {
-        ExactType::Single => x.widen(),
-        ExactType::Half => half::f16::from_f32(x.widen()).to_f32(),
+/// A row as the layer stores it.
+fn rounded<T: AttentionElement>(isa: Isa, exact: ExactType, from: &[T], to: &mut [f32]) {
+    // What is not finite was refused before.
+    isa.pack_row(from, 1.0, to);
+    if exact == ExactType::Half && T::NAME != "f16" {
+        to.iter_mut().for_each(|x| *x = half::f16::from_f32(*x).to_f32());
     }
 }
 
@@ -65,7 +66,9 @@ fn one<T: AttentionElement>(
     let mut rows = vec![0.0; PAGE * heads * d];
     let mut angles = Vec::new();
     let tables = tables(layer);
+    let count = k.dim().2;
     for (side, from) in [k, v].into_iter().enumerate() {
+        let Some(from) = from.as_slice() else { unreachable!("tensors are in row-major order") };
         for t in 0..PAGE {
             let n = first + t;
             if side == 0 && layer.turns.block().is_some() && (t == 0 || layer.turns.origin(n) == n) {
@@ -74,8 +77,8 @@ fn one<T: AttentionElement>(
             for head in 0..heads {
                 let row = &mut rows[(t * heads + head) * d..][..d];
                 if n >= job.len {
-                    let x = from.slice(ndarray::s![job.sequence, head, n - job.len, ..]);
-                    row.iter_mut().zip(&x).for_each(|(to, x)| *to = rounded(layer, *x));
+                    let at = ((job.sequence * heads + head) * count + n - job.len) * d;
+                    rounded(tables.isa, layer.exact, &from[at..][..d], row);
                 } else {
                     slot.read(((side * heads + head) * places + layer.place(n)) * d, row);
                 }
