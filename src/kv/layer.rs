@@ -1,5 +1,7 @@
 //! One layer of a cache as kernels see it, but for its memory: what never changes.
 
+use multiversion::multiversion;
+
 use super::latents::{PAGE, PageLayout};
 use crate::kernels::latent_attention::HostTables;
 
@@ -47,16 +49,39 @@ impl Turns {
 
     /// R_{-n} row, of the angles of n.
     pub(crate) fn back(&self, row: &mut [f32], angles: &[(f32, f32)]) {
-        for (&(i, j, _), &(cos, sin)) in self.pairs.iter().zip(angles) {
-            (row[i], row[j]) = (row[i] * cos + row[j] * sin, row[j] * cos - row[i] * sin);
-        }
+        self.turn(row, angles, 1.0);
     }
 
     /// R_n row.
     pub(crate) fn forth(&self, row: &mut [f32], angles: &[(f32, f32)]) {
-        for (&(i, j, _), &(cos, sin)) in self.pairs.iter().zip(angles) {
-            (row[i], row[j]) = (row[i] * cos - row[j] * sin, row[j] * cos + row[i] * sin);
+        self.turn(row, angles, -1.0);
+    }
+
+    fn turn(&self, row: &mut [f32], angles: &[(f32, f32)], sign: f32) {
+        if let Some((i, j)) = self.halves() {
+            let (front, behind) = row.split_at_mut(j);
+            return turn_halves(&mut front[i..], behind, angles, sign);
         }
+        for (&(i, j, _), &(cos, sin)) in self.pairs.iter().zip(angles) {
+            let sin = sign * sin;
+            (row[i], row[j]) = (row[i] * cos + row[j] * sin, row[j] * cos - row[i] * sin);
+        }
+    }
+
+    /// Where the first and the second elements of pairs begin, if both lie side by side.
+    fn halves(&self) -> Option<(usize, usize)> {
+        let (&(i, j, _), &(last_i, last_j, _)) = (self.pairs.first()?, self.pairs.last()?);
+        // Pairs come in order, and all are as far apart as the first.
+        let count = self.pairs.len();
+        (last_i == i + count - 1 && last_j == j + count - 1 && j >= i + count).then_some((i, j))
+    }
+}
+
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn turn_halves(a: &mut [f32], b: &mut [f32], angles: &[(f32, f32)], sign: f32) {
+    for ((a, b), &(cos, sin)) in a.iter_mut().zip(b).zip(angles) {
+        let sin = sign * sin;
+        (*a, *b) = (*a * cos + *b * sin, *b * cos - *a * sin);
     }
 }
 

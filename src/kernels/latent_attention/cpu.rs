@@ -70,20 +70,21 @@ pub(super) fn forward<T: AttentionElement>(
             for first in (0..q_len).step_by(step) {
                 for heads in (0..group).step_by(SOFTMAX_ROWS) {
                     let heads = heads..group.min(heads + SOFTMAX_ROWS);
-                    let queries = first..q_len.min(first + step);
-                    units.push(Unit { sequence, kv_head, queries, heads, absorbed: None });
+                    let query_range = first..q_len.min(first + step);
+                    units.push(Unit { sequence, kv_head, query_range, heads, queries: Vec::new(), absorbed: None });
                 }
             }
         }
     }
-    if layer.turns.block().is_none() {
-        units.par_iter_mut().for_each_init(Vec::new, |turned, unit| {
+    units.par_iter_mut().for_each_init(Vec::new, |turned, unit| {
+        unit.queries = call.queries(unit);
+        if layer.turns.block().is_none() {
             let set = LatentLayer::set_of(&layer.keys, unit.kv_head).0;
             let mut absorbed = Vec::new();
             call.absorb(unit, 0..1, turned, &mut absorbed, layer.layout.keys[set].rank);
             unit.absorbed = Some(absorbed);
-        });
-    }
+        }
+    });
     let tasks: Vec<(usize, Task)> =
         units.iter().enumerate().flat_map(|(index, unit)| call.tasks(unit).map(move |task| (index, task))).collect();
     // Range by range, all heads of one before the next: its pages stay known to the processor, whose table of addresses holds few megabytes (with heads one
@@ -140,20 +141,22 @@ struct Call<'a, T> {
     way: quantised::Way,
 }
 
-/// Rows that are computed together: row r is query `queries.start + r / heads` of head `kv_head * group + heads.start + r % heads`.
+/// Rows that are computed together: row r is query `query_range.start + r / heads` of head `kv_head * group + heads.start + r % heads`.
 struct Unit {
     sequence: usize,
     kv_head: usize,
-    queries: Range<usize>,
+    query_range: Range<usize>,
     /// Within the group.
     heads: Range<usize>,
-    /// Its queries as all tokens take them, where the frame has no blocks.
+    /// Its queries times the scale, whole vectors of d apart.
+    queries: Vec<f32>,
+    /// As all tokens take them, where the frame has no blocks.
     absorbed: Option<Vec<f32>>,
 }
 
 impl Unit {
     fn rows(&self) -> usize {
-        self.queries.len() * self.heads.len()
+        self.query_range.len() * self.heads.len()
     }
 }
 
@@ -208,7 +211,7 @@ impl<'a, T: AttentionElement> Call<'a, T> {
     /// Query and head of a row.
     fn row(&self, unit: &Unit, row: usize) -> (usize, usize) {
         let heads = unit.heads.len();
-        (unit.queries.start + row / heads, unit.kv_head * self.group + unit.heads.start + row % heads)
+        (unit.query_range.start + row / heads, unit.kv_head * self.group + unit.heads.start + row % heads)
     }
 
     /// Where a row begins in q and the output.
@@ -223,14 +226,15 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         if self.attending.causal { (self.row(unit, row).0 + 1 + len).saturating_sub(self.q_len) } else { len }
     }
 
-    /// The rows of q, times the scale, `ld` apart.
-    fn queries(&self, unit: &Unit, ld: usize, to: &mut [f32]) {
-        let d = self.layer.head_dim;
-        for (row, to) in to.chunks_exact_mut(ld).take(unit.rows()).enumerate() {
-            let from = &self.q[self.place(unit, row) * d..][..d];
-            to.iter_mut().zip(from).for_each(|(to, x)| *to = x.widen() * self.attending.scale);
-            to[d..].fill(0.0);
+    /// The rows of q times the scale, in whole vectors of d.
+    fn queries(&self, unit: &Unit) -> Vec<f32> {
+        let (d, isa) = (self.layer.head_dim, self.tables.isa);
+        let ld = isa.whole(d);
+        let mut queries = vec![0.0; unit.rows() * ld];
+        for (row, to) in queries.chunks_exact_mut(ld).enumerate() {
+            isa.pack_row(&self.q[self.place(unit, row) * d..][..d], self.attending.scale, to);
         }
+        queries
     }
 
     fn part(&self, unit: &Unit, task: &Task, scratch: &mut Scratch) -> Part {
@@ -249,8 +253,7 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         let (d, places, len) = (layer.head_dim, layer.places(), self.sequences[unit.sequence].len);
         let ld = isa.whole(d);
         let mut part = Part { o: vec![0.0; rows * ld], m: vec![NO_KEY; rows], l: vec![0.0; rows] };
-        let q = sized(&mut scratch.turned, rows * ld);
-        self.queries(unit, ld, q);
+        let q = &unit.queries;
         let scores = sized(&mut scratch.scores, rows * STEP);
         let mut run = |tokens: Range<usize>| {
             let mut n = tokens.start;
@@ -322,9 +325,7 @@ impl<'a, T: AttentionElement> Call<'a, T> {
             if rebuilds {
                 let rebuilt = sized(rebuilt, d * count);
                 rebuild_panels(layer, isa, absorb, first, count, keys, rank, rebuilt, &mut *angles);
-                let q = sized(turned, rows * ldq);
-                self.queries(unit, ldq, q);
-                isa.product(rows, d, count, q, ldq, rebuilt, d * panel, 0, scores, count, false);
+                isa.product(rows, d, count, &unit.queries, ldq, rebuilt, d * panel, 0, scores, count, false);
             } else {
                 let mut n = first;
                 while n < first + count {
@@ -404,19 +405,17 @@ impl<'a, T: AttentionElement> Call<'a, T> {
         let (d, panels) = (layer.head_dim, &self.tables.key_heads[key_set][key_head].panels);
         let (ldq, ldr) = (isa.whole(d), isa.whole(rank + 1));
         let count = blocks.len() * rows;
-        let turned = sized(turned, count * ldq);
-        let (first, others) = turned.split_at_mut(rows * ldq);
-        self.queries(unit, ldq, first);
-        if layer.turns.block().is_some() {
-            // The first block last: the others begin with a copy of it.
-            let pairs = layer.turns.pairs.len();
-            let angles = |number: usize| &self.angles[number * pairs..][..pairs];
-            for (number, of_block) in blocks.clone().skip(1).zip(others.chunks_exact_mut(rows * ldq)) {
-                of_block.copy_from_slice(first);
-                of_block.chunks_exact_mut(ldq).for_each(|row| layer.turns.back(row, angles(number)));
+        let turned = if layer.turns.block().is_some() {
+            let (turned, pairs) = (sized(turned, count * ldq), layer.turns.pairs.len());
+            for (number, of_block) in blocks.zip(turned.chunks_exact_mut(rows * ldq)) {
+                of_block.copy_from_slice(&unit.queries);
+                let angles = &self.angles[number * pairs..][..pairs];
+                of_block.chunks_exact_mut(ldq).for_each(|row| layer.turns.back(row, angles));
             }
-            first.chunks_exact_mut(ldq).for_each(|row| layer.turns.back(row, angles(blocks.start)));
-        }
+            turned
+        } else {
+            &unit.queries[..]
+        };
         let absorbed = sized(absorbed, count * ldr);
         isa.product(count, d, rank + 1, turned, ldq, panels, 2 * isa.lanes() * d, 0, absorbed, ldr, false);
     }
