@@ -21,7 +21,7 @@ use super::simd::{Portable, Simd};
 
 /// What a masked key's score is at most: as `crate::attention::NO_KEY`.
 const NO_KEY: f32 = -1e30;
-/// Below this exp is 0: what follows would not be a normal number.
+/// Where the power of two of exp has the exponent of 0.
 const LOWEST: f32 = -88.0;
 /// Rows of a call of [`Isa::softmax`], at most.
 pub(crate) const SOFTMAX_ROWS: usize = 64;
