@@ -4,6 +4,7 @@ mod attention;
 mod bessel;
 mod hamming;
 mod hamming_gpu;
+mod knn;
 mod kv;
 mod layers;
 mod matmul;
@@ -25,6 +26,7 @@ pub const FAMILIES: &[(&str, Family)] = &[
     ("layers", layers::run),
     ("kv", kv::run),
     ("hamming", hamming::run),
+    ("knn", knn::run),
     ("transfer", transfer::run),
 ];
 
