@@ -1,27 +1,30 @@
 //! Rows on the host with their lengths, and the distances between them as they are returned.
 
-use ndarray::{Array1, Array2, ArrayView2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView2, Axis, CowArray, Ix2, s};
 use rayon::prelude::*;
 
 use super::Metric;
 use crate::kernels::MatmulElement;
+use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Rows of a base or of queries, checked.
-pub(super) struct Rows<T> {
-    pub rows: Array2<T>,
+pub(super) struct Rows<'a, T> {
+    pub rows: CowArray<'a, T, Ix2>,
     /// The Euclidean length of each.
     pub lengths: Vec<f64>,
 }
 
-impl<T: MatmulElement<Sum = f32>> Rows<T> {
-    /// Finite rows, and with the cosine none that is zero.
-    pub fn new(rows: Array2<T>, metric: Metric, quantity: &'static str) -> Result<Self> {
-        let lengths: Vec<f64> = rows
-            .axis_iter(Axis(0))
-            .into_par_iter()
-            .map(|row| row.iter().map(|value| f64::from(value.widen()).powi(2)).sum::<f64>().sqrt())
-            .collect();
+impl<'a, T: MatmulElement<Sum = f32>> Rows<'a, T> {
+    /// Finite rows, and with the cosine none that is zero: where they are on the CPU, else a copy of them.
+    pub async fn new(rows: &'a Tensor<T, Ix2>, metric: Metric, quantity: &'static str) -> Result<Self> {
+        let rows: CowArray<'a, T, Ix2> = match rows.as_host() {
+            Some(rows) => rows.into(),
+            None => rows.to_array_async().await?.into(),
+        };
+        let length = |row: &[T]| sum(row, row, |a, b| a * b).sqrt();
+        let lengths: Vec<f64> =
+            rows.axis_iter(Axis(0)).into_par_iter().map(|row| length(row.as_slice().unwrap_or(&[]))).collect();
         let place = "knn";
         // No sum of finite f32 squares leaves f64.
         if let Some(row) = lengths.iter().position(|length| !length.is_finite()) {
@@ -86,18 +89,35 @@ pub(super) fn distance(metric: Metric, key: f64) -> f32 {
     }
 }
 
+/// What is computed with in f64.
+trait Wide: Copy {
+    fn wide(self) -> f64;
+}
+
+impl Wide for f64 {
+    fn wide(self) -> f64 {
+        self
+    }
+}
+
+impl<T: MatmulElement<Sum = f32>> Wide for T {
+    fn wide(self) -> f64 {
+        self.widen().into()
+    }
+}
+
 /// The sum of `term` over pairs of elements, in eight partial sums, which a compiler can put side by side.
-fn sum<T: MatmulElement<Sum = f32>>(query: &[f64], base: &[T], term: impl Fn(f64, f64) -> f64) -> f64 {
+fn sum<Q: Wide, T: Wide>(query: &[Q], base: &[T], term: impl Fn(f64, f64) -> f64) -> f64 {
     let mut sums = [0.0; 8];
     let (query, query_rest) = query.as_chunks::<8>();
     let (base, base_rest) = base.as_chunks::<8>();
     for (query, base) in query.iter().zip(base) {
         for lane in 0..8 {
-            sums[lane] += term(query[lane], base[lane].widen().into());
+            sums[lane] += term(query[lane].wide(), base[lane].wide());
         }
     }
     for (lane, (query, base)) in query_rest.iter().zip(base_rest).enumerate() {
-        sums[lane] += term(*query, base.widen().into());
+        sums[lane] += term(query.wide(), base.wide());
     }
     sums.iter().sum()
 }

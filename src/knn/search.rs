@@ -53,8 +53,8 @@ pub async fn search_async<T: MatmulElement<Sum = f32>>(
     let device = base.device();
     device.same("knn", "queries", queries.device())?;
     admit(base.shape(), queries.shape(), k)?;
-    let base = Rows::new(base.to_array_async().await?, metric, "base")?;
-    let queries = Rows::new(queries.to_array_async().await?, metric, "query")?;
+    let base = Rows::new(base, metric, "base").await?;
+    let queries = Rows::new(queries, metric, "query").await?;
     let (count, found) = (queries.rows.nrows(), k.min(base.rows.nrows()));
     let mut ids = Array2::<u32>::zeros((count, found));
     let mut distances = Array2::<f32>::zeros((count, found));
@@ -116,8 +116,8 @@ pub async fn rescore_async<T: MatmulElement<Sum = f32>>(
             found: candidates.shape().to_vec(),
         });
     }
-    let base = Rows::new(base.to_array_async().await?, metric, "base")?;
-    let queries = Rows::new(queries.to_array_async().await?, metric, "query")?;
+    let base = Rows::new(base, metric, "base").await?;
+    let queries = Rows::new(queries, metric, "query").await?;
     let lists: Vec<Vec<u32>> = (candidates.outer_iter())
         .map(|row| {
             let mut list: Vec<u32> = row.iter().copied().filter(|id| (*id as usize) < base.rows.nrows()).collect();
@@ -163,8 +163,8 @@ fn admit(base: &[usize], queries: &[usize], k: usize) -> Result<()> {
 /// The candidates of queries `first..end`.
 async fn candidates<T: MatmulElement<Sum = f32>>(
     device: &Device,
-    base: &Rows<T>,
-    queries: &Rows<T>,
+    base: &Rows<'_, T>,
+    queries: &Rows<'_, T>,
     (first, end): (usize, usize),
     k: usize,
     metric: Metric,
@@ -196,7 +196,7 @@ async fn candidates<T: MatmulElement<Sum = f32>>(
 
 /// (key, id) of `ids`, the nearest first.
 fn nearest<T: MatmulElement<Sum = f32>>(
-    base: &Rows<T>,
+    base: &Rows<'_, T>,
     query: &[f64],
     ids: Vec<u32>,
     metric: Metric,
