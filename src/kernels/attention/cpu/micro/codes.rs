@@ -4,8 +4,8 @@
 //! numbers, 2^shift too large, which the coefficient makes up for (exactly: it is a power of two): for R rows 2 instructions and R fused
 //! multiply-adds a channel and vector of tokens, where unpacking to memory first takes 5 more.
 //!
-//! Measured on AVX2 (no AVX-512) at 32768 tokens, 32/8 heads, rank 64, 4 bits: 8 GFLOP/s by way of unpacked latents; see benches/RESULTS.md for what
-//! came of it.
+//! Measured on AVX2 (no AVX-512) at 32768 tokens, 32/8 heads, rank 64, 4 bits: 8 GFLOP/s by way of unpacked latents, 54 now; benches/RESULTS.md has the
+//! steps between.
 
 use super::*;
 use crate::kv::latents::{GROUP, PAGE};
@@ -36,7 +36,7 @@ impl PageCodes {
 pub(crate) struct Ahead<'a> {
     /// As far as there are any.
     pub(crate) pages: &'a [&'a [u32]],
-    /// Where values are in a page: the first word and the last but one.
+    /// Where values are in a page: the first word, and the one behind the last.
     pub(crate) values: (usize, usize),
 }
 
