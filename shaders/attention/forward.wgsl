@@ -4,8 +4,8 @@
 // q (scaled), tiles of k, then of v, and the weights go through workgroup memory; max, sum and output are f32, divided once at the end.
 // Keys no row sees are outside the loop's bounds; only tiles at an edge of the mask are masked.
 // Params, bindings and masks are in problem.wgsl, the reductions of rows in by_workgroup.wgsl or by_subgroup.wgsl.
-// 2 (d + d_v) flops a score and some 16 of its own exp (6 % at d = d_v = 64); k and v are read once for every BQ rows, q and out once: decode floors at the bytes of k and v over the bandwidth,
-// prefill at the flops over the f32 rate. With splits, out and lse are partial results that merge.wgsl joins.
+// 2 (d + d_v) flops a score and some 16 of its own exp (6 % at d = d_v = 64); k and v are read once for every BQ rows, q and out once: decode floors at the
+// bytes of k and v over the bandwidth, prefill at the flops over the f32 rate. With splits, out and lse are partial results that merge.wgsl joins.
 
 const TC: u32 = 8u;
 const LANES: u32 = TR * TC;

@@ -71,9 +71,11 @@ impl Turns {
     /// Where the first and the second elements of pairs begin, if both lie side by side.
     fn halves(&self) -> Option<(usize, usize)> {
         let (&(i, j, _), &(last_i, last_j, _)) = (self.pairs.first()?, self.pairs.last()?);
-        // Pairs come in order, and all are as far apart as the first.
         let count = self.pairs.len();
-        (last_i == i + count - 1 && last_j == j + count - 1 && j >= i + count).then_some((i, j))
+        let halves = last_i == i + count - 1 && last_j == j + count - 1 && j >= i + count;
+        // Of a rotary embedding's layouts the ends tell which it is.
+        debug_assert!(!halves || (0..count).all(|p| (self.pairs[p].0, self.pairs[p].1) == (i + p, j + p)));
+        halves.then_some((i, j))
     }
 }
 

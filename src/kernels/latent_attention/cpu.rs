@@ -1,4 +1,5 @@
-//! The CPU's way. Rows (queries times heads of a group) of one KV head walk its tokens, some hundred at a time: packed ones in latent space, exact ones as they are.
+//! The CPU's way. Rows (queries times heads of a group) of one KV head walk its tokens, some hundred at a time: packed ones in latent space, exact ones as
+//! they are.
 //!
 //! Few rows are cut in ranges of 2048 tokens for the threads, many walk all tokens at once. Queries are absorbed (D R_{-n0} q) once a frame block, or,
 //! where blocks are so short or rows so many that it costs less, keys are rebuilt.
@@ -23,8 +24,9 @@ use crate::kv::store::{HostStore, Rows};
 
 pub(crate) use tables::HostTables;
 
-/// Tokens of a step of the online softmax, and where few rows go over quantised values.
+/// Tokens of a step of the online softmax.
 const STEP: usize = 256;
+/// The same where few rows go over quantised values, which pays at the end of each step.
 const CODE_STEP: usize = 512;
 /// Tokens of a range, where rows are few.
 const RANGE: usize = 2048;

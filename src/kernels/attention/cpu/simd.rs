@@ -22,7 +22,7 @@ pub(crate) trait Simd {
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
-    /// The larger; `b` where one is not a number.
+    /// The larger; not a number where `b` is not, any of the two where only `a` is not.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// `x` where `a < b`, else `y` (also where one is not a number).
     unsafe fn select_less(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;

@@ -65,6 +65,22 @@ fn weights_are_exponentials() {
             // 2 ulp of exp.
             assert!((f64::from(weight) - want).abs() <= 2.4e-7 * want, "{isa:?} exp(-0.7 {i}): {weight} {want}");
         }
+        // Down to where a weight is 0: of the smallest normal number the last digit, for below it there are no others.
+        let mut s: Vec<f32> = (0..128).map(|i| if i == 0 { 0.0 } else { -86.5 - i as f32 / 64.0 }).collect();
+        let exact: Vec<f64> = s.iter().map(|x| f64::from(*x).exp()).collect();
+        isa.softmax(1, 128, &mut s, 128, &[(0, 128)], &mut [NO_KEY], &mut [0.0], &mut fade);
+        for (i, (weight, want)) in s.into_iter().zip(exact).enumerate() {
+            let zero = -86.5 - i as f64 / 64.0 < -87.68;
+            let fine = (f64::from(weight) - want).abs() <= 2.4e-7 * want + 2e-45;
+            assert!(fine || (zero && weight == 0.0), "{isa:?} {i}: {weight:e} {want:e}");
+        }
+        // What is not a number makes the sum so, wherever it stands.
+        for at in [0, 5, 15, 16, 47] {
+            let (mut s, mut l) = (vec![1.0; 48], [0.0]);
+            s[at] = f32::NAN;
+            isa.softmax(1, 48, &mut s, 48, &[(0, 48)], &mut [NO_KEY], &mut l, &mut fade);
+            assert!(l[0].is_nan(), "{isa:?} NaN at {at}");
+        }
         let mut s = vec![NO_KEY; 16];
         isa.softmax(1, 16, &mut s, 16, &[(0, 16)], &mut [NO_KEY], &mut [0.0], &mut fade);
         assert_eq!((s, fade[0]), (vec![0.0; 16], 1.0), "{isa:?}: no key seen");
