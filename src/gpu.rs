@@ -5,6 +5,7 @@
 mod buffer;
 mod check;
 mod experimental;
+pub(crate) mod extended;
 mod fault;
 mod kernel;
 mod open;
@@ -23,6 +24,7 @@ pub(crate) use kernel::{Constant, Kernel, Params, params, shader};
 pub(crate) use open::{Ceilings, adapters, open_best, open_index};
 pub(crate) use readback::block_on;
 
+pub use extended::{Arithmetic, Extended};
 pub use kernel::{Needs, Variant};
 pub use open::{AdapterInfo, AdapterKind};
 pub use timing::KernelTime;
@@ -43,6 +45,8 @@ pub(crate) struct Inner {
     features: wgpu::Features,
     /// Rows of the cooperative matrices that kernels use, or 0.
     cooperative: u32,
+    /// What pairs of f32 are computed in.
+    arithmetic: extended::Chosen,
     faults: Arc<fault::Faults>,
     pool: Arc<Mutex<buffer::Pool>>,
     /// Held from a call into the driver to the question whether it failed: wgpu reports within the call, so an error goes to the thread that caused it.

@@ -4,6 +4,7 @@ pub(crate) mod activation_unit;
 pub(crate) mod attention;
 pub(crate) mod bessel;
 pub(crate) mod column_sums;
+pub(crate) mod extended;
 pub(crate) mod hamming;
 pub(crate) mod interacting_layer;
 mod lanes;
@@ -16,6 +17,7 @@ pub(crate) mod normalize_rows;
 pub(crate) mod pack_latents;
 pub(crate) mod sign_pack;
 pub(crate) mod strips;
+pub(crate) mod vmf_kappa;
 
 use std::sync::Arc;
 
@@ -25,11 +27,13 @@ pub use bessel::{
 
 use crate::gpu::{Check, Constant, Kernel};
 pub use column_sums::column_sums;
+pub use extended::{column_sums_extended, column_sums_extended_async};
 pub use hamming::{hamming, hamming_histograms};
 pub use matmul::{MatmulElement, matmul};
 pub use mixture_posterior::{Posterior, PosteriorSummary, mixture_posterior, mixture_summary};
 pub use normalize_rows::normalize_rows;
 pub use sign_pack::{SignRule, sign_pack};
+pub use vmf_kappa::vmf_kappa;
 
 pub use crate::gpu::{Needs, Variant};
 
@@ -41,16 +45,19 @@ pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
         attention::variants(),
         bessel::variants(),
         column_sums::variants(),
+        extended::variants(),
         hamming::variants(),
         interacting_layer::variants(),
         latent_attention::variants(),
         limits::variants(),
         matmul::variants(),
+        crate::gpu::extended::variants(),
         mixture_posterior::variants(),
         normalize_rows::variants(),
         sign_pack::variants(),
         pack_latents::variants(),
         strips::variants(),
+        vmf_kappa::variants(),
     ]
     .into_iter()
     .flatten()

@@ -19,18 +19,22 @@
 
 pub mod attention;
 mod device;
+mod double_single;
 mod error;
 mod gpu;
 pub mod hamming;
 pub mod kernels;
 pub mod knn;
 pub mod kv;
+mod precision;
 mod tensor;
 pub mod vmf;
 
 pub use device::Device;
+pub use double_single::DoubleSingle;
 pub use error::{Error, Result};
-pub use gpu::{AdapterInfo, AdapterKind, Gpu, KernelTime};
+pub use gpu::{AdapterInfo, AdapterKind, Arithmetic, Extended, Gpu, KernelTime};
+pub use precision::Precision;
 pub use tensor::{Element, Real, Tensor};
 
 /// The README's example, compiled and run.

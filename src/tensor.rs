@@ -7,6 +7,7 @@ use half::f16;
 use ndarray::{ArcArray, Array, ArrayView, Dimension, IntoDimension, Ix1, Ix2};
 
 use crate::device::Device;
+use crate::double_single::DoubleSingle;
 use crate::gpu::{Buffer, Check, Gpu, View, block_on};
 use crate::{Error, Result};
 
@@ -14,7 +15,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// An element of a tensor: f32, f64, f16, u32, i32 or u16.
+/// An element of a tensor: f32, f64, f16, u32, i32, u16, or [`DoubleSingle`], a pair of f32.
 pub trait Element:
     sealed::Sealed + bytemuck::Pod + Default + PartialOrd + Debug + Display + Send + Sync + 'static
 {
@@ -22,11 +23,13 @@ pub trait Element:
     const NAME: &'static str;
 }
 
-/// An element that the special functions compute in: f32 or f64.
+/// An element that the special functions compute in: f32, f64 or [`DoubleSingle`].
 #[allow(private_bounds)]
 pub trait Real: Element + crate::kernels::bessel::cpu::CpuReal {
     /// The value as f64.
     fn to_f64(self) -> f64;
+    /// `value` rounded to the type.
+    fn from_f64(value: f64) -> Self;
 }
 
 macro_rules! elements {
@@ -38,14 +41,32 @@ macro_rules! elements {
     )* };
 }
 elements!(f32, f64, f16, u32, i32, u16);
+impl sealed::Sealed for DoubleSingle {}
+impl Element for DoubleSingle {
+    const NAME: &'static str = "vec2<f32>";
+}
+impl Real for DoubleSingle {
+    fn to_f64(self) -> f64 {
+        Self::to_f64(self)
+    }
+    fn from_f64(value: f64) -> Self {
+        Self::new(value)
+    }
+}
 impl Real for f32 {
     fn to_f64(self) -> f64 {
         self.into()
+    }
+    fn from_f64(value: f64) -> Self {
+        value as f32
     }
 }
 impl Real for f64 {
     fn to_f64(self) -> f64 {
         self
+    }
+    fn from_f64(value: f64) -> Self {
+        value
     }
 }
 
@@ -97,6 +118,14 @@ impl<T: Element, D: Dimension> Tensor<T, D> {
             Data::Host(_) => &[],
             Data::Gpu { checks, .. } => checks,
         }
+    }
+
+    /// The same tensor with `checks` in place of its own.
+    pub(crate) fn checked(mut self, of: &[Arc<Check>]) -> Self {
+        if let Data::Gpu { checks, .. } = &mut self.data {
+            *checks = of.to_vec();
+        }
+        self
     }
 
     /// The same tensor without its checks. Only after a wait that has made them: that of this tensor, or of one made from it.
@@ -272,6 +301,24 @@ impl<T: Element> Tensor<T, Ix1> {
         checks.sort_by_key(Arc::as_ptr);
         checks.dedup_by(|a, b| Arc::ptr_eq(a, b));
         Ok(Self::on_gpu(gpu, out, Ix1(length), checks))
+    }
+}
+
+impl<D: Dimension> Tensor<DoubleSingle, D> {
+    /// The elements on the host, their two words put together. Waits as [`Tensor::to_array`].
+    ///
+    /// # Errors
+    /// As [`Tensor::to_array`].
+    pub fn to_f64_array(&self) -> Result<Array<f64, D>> {
+        block_on(self.to_f64_array_async())
+    }
+
+    /// [`Tensor::to_f64_array`] where a thread must not block.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_array`].
+    pub async fn to_f64_array_async(&self) -> Result<Array<f64, D>> {
+        Ok(self.to_array_async().await?.mapv(DoubleSingle::to_f64))
     }
 }
 

@@ -11,6 +11,10 @@ mod calibration;
 mod common;
 #[path = "kernels/ctr.rs"]
 mod ctr;
+#[path = "kernels/double_single.rs"]
+mod double_single;
+#[path = "kernels/extended.rs"]
+mod extended;
 #[path = "kernels/hamming.rs"]
 mod hamming;
 #[path = "kernels/knn.rs"]
@@ -65,6 +69,8 @@ fn main() {
         bessel::cases(),
         calibration::cases(),
         ctr::cases(),
+        double_single::cases(),
+        extended::cases(),
         hamming::cases(),
         knn::cases(),
         kv::cases(),

@@ -39,12 +39,10 @@ fn bessel(v: f32, x: f32) -> f32 {
         return integrate_kv(v, x, s).log;
     }
     if FUNCTION == IV_RATIO {
-        if debye { return x / (v + s) - debye_dx(1.0 / s, v, x, s); }
-        return recur_ratio(v, x, 0u).ratio;
+        return ratios(v, x).ratio;
     }
     if FUNCTION == IV_RATIO_COMPLEMENT {
-        if debye { return v * (1.0 + v / (s + x)) / (s + v) + debye_dx(1.0 / s, v, x, s); }
-        return recur_ratio(v, x, 0u).complement;
+        return ratios(v, x).complement;
     }
     if FUNCTION == LOG_IV_DX {
         if debye { return s / x - debye_dx(1.0 / s, v, x, s); }
@@ -199,6 +197,15 @@ struct Ratio {
     log_dv: f32,     // LOG_IV_DV: sum_{j<orders} d/dv ln(I_{v+j+1} / I_{v+j})
 }
 
+fn ratios(v: f32, x: f32) -> Ratio {
+    let s = sqrt(v * v + x * x);
+    if s < DEBYE_FROM {
+        return recur_ratio(v, x, 0u);
+    }
+    let correction = debye_dx(1.0 / s, v, x, s);
+    return Ratio(x / (v + s) - correction, v * (1.0 + v / (s + x)) / (s + v) + correction, 0.0);
+}
+
 // With a = v + 1/2, sigma = hypot(a, x), b = a + sigma: A = x / (b + d). From x/A_v = 2(v+1) + x A_{v+1},
 // d_v = 2(v+1) / (sigma_v + sigma_{v+1}) - x^2 d_{v+1} / (b_{v+1} (b_{v+1} + d_{v+1})); d is small, so its error hardly
 // shows. Started at d = a b / (2 sigma^2), its first term, x + 6 orders up: what that lacks has no weight at v.
@@ -295,10 +302,19 @@ fn integrate_kv(v: f32, x: f32, s: f32) -> Kv {
     return Kv(v * t0 - s + log_f32(0.5 * step * total), dx, (sum_dv.x + sum_dv.y) / total);
 }
 
-// ---- what bessel.wgsl asks of either dtype ----
+// ---- what bessel.wgsl asks ----
 
-fn in_domain(value: f32) -> bool {
-    return is_finite_nonnegative_f32(value);
+fn order_in_domain(v: f32) -> bool {
+    return is_finite_nonnegative_f32(v) && v <= 1e7;
+}
+
+fn argument_in_domain(x: f32) -> bool {
+    return is_finite_nonnegative_f32(x) && (x == 0.0 || (x >= 1e-15 && x <= 1e9));
+}
+
+// 0 for -0
+fn magnitude(value: f32) -> f32 {
+    return abs(value);
 }
 
 fn not_a_number() -> f32 {

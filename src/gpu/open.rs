@@ -233,7 +233,7 @@ async fn open(info: AdapterInfo, adapter: &wgpu::Adapter, ceilings: Ceilings) ->
     let losses = faults.clone();
     device.set_device_lost_callback(move |reason, text| losses.lose(format!("{reason:?}: {text}")));
     let disk = DiskCache::open(adapter, &device);
-    Ok(Gpu {
+    let gpu = Gpu {
         inner: Arc::new(Inner {
             info,
             features: device.features(),
@@ -249,6 +249,9 @@ async fn open(info: AdapterInfo, adapter: &wgpu::Adapter, ceilings: Ceilings) ->
             pipelines: Default::default(),
             readers: Default::default(),
             disk,
+            arithmetic: Default::default(),
         }),
-    })
+    };
+    gpu.probe_extended().await;
+    Ok(gpu)
 }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use ndarray::{ArrayView, ArrayViewD, DimMax, Dimension, Zip};
 use rayon::prelude::*;
 
-use crate::gpu::{Constant, Finding, Gpu, Kernel, Needs, Params, View, params, shader};
+use crate::gpu::{Arithmetic, Constant, Finding, Gpu, Kernel, Needs, Params, View, params, shader};
 use crate::tensor::{Real, Storage, Tensor};
 use crate::{Error, Result};
 pub(crate) use cpu::Function;
@@ -21,7 +21,8 @@ macro_rules! functions {
             $(#[$doc])*
             ///
             /// * `order`: v, 0 to 1e7; `x`: 0, or 1e-15 to 1e9. The stated accuracy is for v to 1e6 and x from 1e-8 to 1e8. They broadcast as in NumPy.
-            /// * `T`: f32, or f64 (on GPUs with `SHADER_F64`)
+            /// * `T`: f32; f64 (on GPUs with `SHADER_F64`); or [`DoubleSingle`](crate::DoubleSingle), extended precision on every GPU: within
+            ///   1e-13, scaled (README)
             ///
             /// # Errors
             /// [`Error::Domain`] names the first element out of the domain (on a GPU it comes at the wait for the result, or for anything
@@ -80,7 +81,7 @@ params! {
         out_start: u32,
         groups_x: u32,
         out_offset: u32,
-        pad: u32,
+        zero: u32,
         shape: [u32; MAX_RANK],
         order_stride: [u32; MAX_RANK],
         x_stride: [u32; MAX_RANK],
@@ -92,7 +93,12 @@ const MAX_RANK: usize = 8;
 
 static BESSEL_F32: Kernel = Kernel {
     name: "bessel_f32",
-    sources: &[shader!("bessel.wgsl"), shader!("shared/bessel_f32.wgsl"), shader!("shared/math_f32.wgsl")],
+    sources: &[
+        shader!("bessel.wgsl"),
+        shader!("shared/bessel_f32.wgsl"),
+        shader!("shared/math_f32.wgsl"),
+        shader!("shared/real_f32.wgsl"),
+    ],
     needs: Needs::NONE,
     fields: BesselParams::FIELDS,
     params_bytes: size_of::<BesselParams>(),
@@ -100,18 +106,61 @@ static BESSEL_F32: Kernel = Kernel {
 
 static BESSEL_F64: Kernel = Kernel {
     name: "bessel_f64",
-    sources: &[shader!("bessel.wgsl"), shader!("shared/bessel_f64.wgsl"), shader!("shared/math_f64.wgsl")],
+    sources: &[
+        shader!("bessel.wgsl"),
+        shader!("shared/bessel_f64.wgsl"),
+        shader!("shared/math_f64.wgsl"),
+        shader!("shared/stored_f64.wgsl"),
+    ],
     needs: Needs { f64: true, ..Needs::NONE },
+    fields: BesselParams::FIELDS,
+    params_bytes: size_of::<BesselParams>(),
+};
+
+/// [`DoubleSingle`](crate::DoubleSingle) elements, computed in f64 where that is the faster.
+static BESSEL_PAIRS_F64: Kernel = Kernel {
+    name: "bessel_pairs_f64",
+    sources: &[
+        shader!("bessel.wgsl"),
+        shader!("shared/bessel_f64.wgsl"),
+        shader!("shared/math_f64.wgsl"),
+        shader!("shared/stored_pairs.wgsl"),
+    ],
+    needs: Needs { f64: true, ..Needs::NONE },
+    fields: BesselParams::FIELDS,
+    params_bytes: size_of::<BesselParams>(),
+};
+
+static BESSEL_DOUBLE_SINGLE: Kernel = Kernel {
+    name: "bessel_double_single",
+    sources: &[
+        shader!("bessel.wgsl"),
+        shader!("shared/bessel_double_single.wgsl"),
+        shader!("shared/double_single.wgsl"),
+        shader!("shared/math_f32.wgsl"),
+        shader!("shared/real_pairs.wgsl"),
+    ],
+    needs: Needs::NONE,
     fields: BesselParams::FIELDS,
     params_bytes: size_of::<BesselParams>(),
 };
 
 const WORKGROUP: u32 = 64;
 
-fn constants(function: Function, real: &'static str) -> Vec<(&'static str, Constant)> {
+/// `real`: what is computed in; `stored`: what elements are, in WGSL's words; `guard`: 0 for kernels without double-single arithmetic.
+pub(super) fn constants(
+    function: Function,
+    real: &'static str,
+    stored: &'static str,
+    guard: u32,
+) -> Vec<(&'static str, Constant)> {
     let mut all: Vec<_> = NAMES.into_iter().zip((0..).map(Constant::Option)).collect();
     all.push(("FUNCTION", Constant::Choice(NAMES[function as usize])));
     all.push(("Real", Constant::Type(real)));
+    all.push(("Stored", Constant::Type(stored)));
+    if guard > 0 {
+        all.push(("GUARD", Constant::U32(guard)));
+    }
     all.push(("WORKGROUP", Constant::U32(WORKGROUP)));
     all
 }
@@ -131,8 +180,15 @@ const NAMES: [&str; 9] = [
 
 /// The kernel as it is compiled, for every function and element type.
 pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {
-    let of = |kernel, real| Function::ALL.iter().map(move |&function| (kernel, constants(function, real)));
-    of(&BESSEL_F32, "f32").chain(of(&BESSEL_F64, "f64")).collect()
+    let of = |kernel, real, stored, guard| {
+        Function::ALL.iter().map(move |&function| (kernel, constants(function, real, stored, guard)))
+    };
+    of(&BESSEL_F32, "f32", "f32", 0)
+        .chain(of(&BESSEL_F64, "f64", "f64", 0))
+        .chain(of(&BESSEL_PAIRS_F64, "f64", "vec2f", 0))
+        .chain(of(&BESSEL_DOUBLE_SINGLE, "vec2f", "vec2f", 1))
+        .chain(of(&BESSEL_DOUBLE_SINGLE, "vec2f", "vec2f", 2))
+        .collect()
 }
 
 /// Where the functions are defined: x is 0 or in [1e-15, 1e9], the order in [0, 1e7]. The shaders test the same bounds.
@@ -356,8 +412,16 @@ impl Layout {
         let element = size_of::<T>() as u64;
         let alignment = gpu.binding_alignment().max(element);
         let limit = gpu.max_binding();
-        let kernel = if T::NAME == "f64" { &BESSEL_F64 } else { &BESSEL_F32 };
-        let constants = constants(function, T::NAME);
+        let (kernel, constants) = match T::NAME {
+            "f32" => (&BESSEL_F32, constants(function, "f32", "f32", 0)),
+            "f64" => (&BESSEL_F64, constants(function, "f64", "f64", 0)),
+            _ => match gpu.arithmetic(self.place)? {
+                (Arithmetic::F64, _) => (&BESSEL_PAIRS_F64, constants(function, "f64", "vec2f", 0)),
+                (Arithmetic::DoubleSingle, guard) => {
+                    (&BESSEL_DOUBLE_SINGLE, constants(function, "vec2f", "vec2f", guard))
+                }
+            },
+        };
         // A window may begin below its first element, by less than an alignment.
         let largest = ((limit - alignment) / element) as usize;
         let mut start = 0;
@@ -392,7 +456,7 @@ impl Layout {
                 out_start: start as u32,
                 groups_x: grid[0],
                 out_offset: (out_shift / element) as u32,
-                pad: 0,
+                zero: 0,
                 shape: [1; MAX_RANK],
                 order_stride: [0; MAX_RANK],
                 x_stride: [0; MAX_RANK],

@@ -2,18 +2,19 @@
 
 use std::path::Path;
 
-use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Ix1, Ix2};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Ix1, Ix2};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::kappa::{self, MAX_KAPPA, Resultant, solve_kappa};
 use super::on_gpu::{self, GpuRows, Terms};
-use super::rows::{self, FromF64, Rows};
+use super::rows::{self, Rows};
 use super::stats::VmfStats;
 use super::{files, reduce};
 use crate::gpu::block_on;
 use crate::kernels::bessel::cpu::{iv_ratio_pair, vmf_log_normalizer};
-use crate::{Device, Error, Result, Tensor};
+use crate::kernels::extended;
+use crate::{Device, Error, Precision, Real, Result, Tensor};
 
 const PLACE: &str = "Vmf";
 
@@ -106,7 +107,7 @@ impl Vmf {
     /// # Errors
     /// As [`Vmf::fit`].
     pub async fn fit_async<T: Rows>(rows: &Tensor<T, Ix2>) -> Result<Self> {
-        Self::from_stats(&VmfStats::from_tensor_async(rows, None).await?)
+        Self::from_stats(&VmfStats::from_rows_async(rows, None, Precision::Single).await?)
     }
 
     /// [`Vmf::fit`] with `weights`, (n), finite and not negative: weight 2 counts as the row twice, a row of weight 0 is skipped unseen.
@@ -122,7 +123,7 @@ impl Vmf {
     /// # Errors
     /// As [`Vmf::fit_weighted`].
     pub async fn fit_weighted_async<T: Rows>(rows: &Tensor<T, Ix2>, weights: ArrayView1<'_, f64>) -> Result<Self> {
-        Self::from_stats(&VmfStats::from_tensor_async(rows, Some(weights)).await?)
+        Self::from_stats(&VmfStats::from_rows_async(rows, Some(weights), Precision::Single).await?)
     }
 
     /// The maximum-likelihood fit to everything `stats` has seen; see [`Vmf::fit`].
@@ -260,6 +261,45 @@ impl Vmf {
                 Ok(T::Score::from_f64(log_normalizer + self.kappa * cosine))
             })
         })
+    }
+
+    /// ln density of each row of `rows`, (n, d), normalised on the way, as f64 on the host: (n), nats.
+    ///
+    /// `precision` decides on a GPU: [`Precision::Single`] as [`Vmf::log_density`]; [`Precision::Extended`] within 1e-13 of |ln C_d| + kappa
+    /// (f64 rows come to the host).
+    ///
+    /// # Errors
+    /// As [`Vmf::log_density`]; [`Error::Unsupported`] where a GPU has no extended precision.
+    pub fn log_density_in<T: Rows>(&self, rows: &Tensor<T, Ix2>, precision: Precision) -> Result<Array1<f64>> {
+        block_on(self.log_density_in_async(rows, precision))
+    }
+
+    /// [`Vmf::log_density_in`] where a thread must not block.
+    ///
+    /// # Errors
+    /// As [`Vmf::log_density_in`].
+    pub async fn log_density_in_async<T: Rows>(
+        &self,
+        rows: &Tensor<T, Ix2>,
+        precision: Precision,
+    ) -> Result<Array1<f64>> {
+        self.check_rows(rows.shape())?;
+        let on_host = rows.device().is_cpu() || T::NAME == "f64";
+        if precision == Precision::Single && !on_host {
+            return Ok(self.log_density(rows)?.to_array_async().await?.mapv(|value| value.to_f64()));
+        }
+        let log_normalizer = vmf_log_normalizer(self.dim() as f64, self.kappa);
+        if !on_host {
+            let densities = extended::log_densities(rows, &self.mean_direction, log_normalizer, self.kappa)?;
+            return densities.to_f64_array_async().await;
+        }
+        let near = rows.to_device_async(&Device::Cpu).await?;
+        let Some(view) = near.as_host() else { unreachable!("it is on the CPU") };
+        let values = per_row(view, |row, index| {
+            Ok(log_normalizer
+                + self.kappa * (T::dot(row, &self.mean_direction) * rows::inverse_norm(PLACE, row, index)?))
+        })?;
+        Ok(values.into())
     }
 
     /// Saves the distribution as JSON: written beside `path`, then renamed.

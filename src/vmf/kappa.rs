@@ -3,9 +3,8 @@
 //! A_d(kappa) = I_{d/2}(kappa) / I_{d/2-1}(kappa) is the mean resultant length of a vMF distribution on the sphere of R^d.
 
 use crate::kernels::bessel::cpu::{iv_ratio_pair, vmf_log_normalizer};
-
-/// The largest concentration a fit reports. Rows so close together that their spread drowns in rounding get this value.
-pub const MAX_KAPPA: f64 = 1e12;
+pub use crate::kernels::vmf_kappa::MAX_KAPPA;
+use crate::kernels::vmf_kappa::{ratio_derivative, solve};
 
 /// A resultant length R in [0, 1] with its complement 1 - R: near 1 the complement carries the information.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,20 +22,6 @@ impl Resultant {
     }
 }
 
-/// A'_d(kappa), the derivative of the mean resultant length and the variance of mu'x, from A and 1 - A.
-///
-/// * `dim` d >= 2, `kappa` > 0
-/// * relative accuracy 1e-7 or better: 1 - A^2 - (d-1) A / kappa loses about eps * 2 kappa (1 + d / kappa) to cancellation; where
-///   that is more than 1 / (2 kappa), the error of the uniform leading term a / (sigma (a + sigma)), a = (d-1)/2,
-///   sigma = hypot(a, kappa), the leading term is taken.
-///
-/// Source: Mardia & Jupp 2000, (A.14).
-pub(crate) fn ratio_derivative(dim: f64, kappa: f64, (ratio, complement): (f64, f64)) -> f64 {
-    let a = (dim - 1.0) / 2.0;
-    let sigma = a.hypot(kappa);
-    if sigma > 4e7 { a / (sigma * (a + sigma)) } else { complement * (1.0 + ratio) - (dim - 1.0) * (ratio / kappa) }
-}
-
 /// kappa with A_d(kappa) = R, by Newton from R (d - R^2) / (1 - R^2).
 ///
 /// * `dim` d >= 2; R in [0, 1]
@@ -44,28 +29,7 @@ pub(crate) fn ratio_derivative(dim: f64, kappa: f64, (ratio, complement): (f64, 
 ///
 /// Source: Banerjee et al. 2005 for the start; Sra 2012 for Newton, here with complements where R > 1/2.
 pub fn solve_kappa(dim: usize, resultant: Resultant) -> f64 {
-    let Resultant { length: r, complement: c } = resultant;
-    let d = dim as f64;
-    if r.is_nan() || r <= 0.0 {
-        return 0.0;
-    }
-    // the root is near (d - 1) / (2 (1 - R)) there
-    if c <= 0.0 || d - 1.0 > 2.0 * MAX_KAPPA * c {
-        return MAX_KAPPA;
-    }
-    let mut kappa = r * (d - r * r) / (c * (1.0 + r));
-    // Four steps reach rounding everywhere; the others cost nothing where they stop early.
-    for _ in 0..8 {
-        let pair = iv_ratio_pair(d / 2.0 - 1.0, kappa);
-        let residual = if r > 0.5 { pair.1 - c } else { r - pair.0 };
-        let step = residual / ratio_derivative(d, kappa, pair);
-        // A is concave in kappa: a step from the right of the root may overshoot, never past a half of the way to 0 for long
-        kappa = (kappa + step).max(kappa / 2.0);
-        if step.abs() <= 1e-15 * kappa {
-            break;
-        }
-    }
-    kappa.min(MAX_KAPPA)
+    solve(dim as f64, resultant.length, resultant.complement)
 }
 
 /// The differential entropy in nats, -ln C_d(kappa) - kappa A_d(kappa).

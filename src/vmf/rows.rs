@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Elements that rows may have: f16, f32, f64. The arithmetic is f64 for a single distribution, f32 for mixtures.
 pub trait Rows: Element + Row {
     /// What log-densities of such rows are returned in: f32 for f16 and f32, f64 for f64.
-    type Score: Real + FromF64;
+    type Score: Real;
 }
 
 impl Rows for f16 {
@@ -37,22 +37,6 @@ pub trait RowSource: Sync {
     /// # Errors
     /// Whatever reading fails with, usually [`Error::Io`].
     fn read(&self, first: usize, into: ArrayViewMut2<'_, f32>) -> Result<()>;
-}
-
-/// f64 rounded to f32 or as it is.
-pub trait FromF64 {
-    /// The nearest value.
-    fn from_f64(value: f64) -> Self;
-}
-impl FromF64 for f32 {
-    fn from_f64(value: f64) -> f32 {
-        value as f32
-    }
-}
-impl FromF64 for f64 {
-    fn from_f64(value: f64) -> f64 {
-        value
-    }
 }
 
 /// The arithmetic on a row that vMF fitting needs. Public only because [`Rows`] names it.

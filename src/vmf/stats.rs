@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::kappa::Resultant;
 use super::reduce::GROUP;
 use super::rows::{self, Row, RowSource, Rows};
+use crate::gpu::block_on;
 use crate::kernels::column_sums::block_sums;
-use crate::kernels::normalize_rows;
-use crate::{Error, Result, Tensor};
+use crate::kernels::{extended, normalize_rows};
+use crate::{Error, Precision, Result, Tensor};
 
 const PLACE: &str = "VmfStats";
 
@@ -314,18 +315,61 @@ pub(crate) fn view_mut(buffer: &mut [f32], dim: usize) -> ndarray::ArrayViewMut2
 }
 
 impl VmfStats {
-    /// Statistics of all rows of a tensor, on the device that holds it.
-    pub(crate) async fn from_tensor_async<T: Rows>(
+    /// Statistics of all rows of a tensor, (n, d), with `weights`, (n), if any, on the device that holds it.
+    ///
+    /// `precision` decides on a GPU: in [`Precision::Single`] 34 * 2^-24 of the sum of what was added (weighted and f64 rows come to the host);
+    /// [`Precision::Extended`], 1e-13 of it (f64 rows come to the host).
+    ///
+    /// # Errors
+    /// As [`VmfStats::push_weighted`]; the device's own.
+    pub fn from_rows<T: Rows>(
         rows: &Tensor<T, Ix2>,
         weights: Option<ArrayView1<'_, f64>>,
+        precision: Precision,
+    ) -> Result<Self> {
+        block_on(Self::from_rows_async(rows, weights, precision))
+    }
+
+    /// [`VmfStats::from_rows`] where a thread must not block.
+    ///
+    /// # Errors
+    /// As [`VmfStats::from_rows`].
+    pub async fn from_rows_async<T: Rows>(
+        rows: &Tensor<T, Ix2>,
+        weights: Option<ArrayView1<'_, f64>>,
+        precision: Precision,
     ) -> Result<Self> {
         let mut stats = VmfStats::new(rows.shape()[1])?;
         let weights = weights.map(|weights| weights.to_vec());
-        match rows.as_host() {
-            Some(view) => stats.add(view, weights.as_deref())?,
-            None => stats.add_on_gpu(rows, weights.as_deref()).await?,
+        match (rows.as_host(), precision) {
+            (Some(view), _) => stats.add(view, weights.as_deref())?,
+            (None, Precision::Single) => stats.add_on_gpu(rows, weights.as_deref()).await?,
+            (None, Precision::Extended) => stats.add_extended(rows, weights.as_deref()).await?,
         }
         Ok(stats)
+    }
+
+    /// Lengths, unit rows and their sums in extended precision, on the device.
+    async fn add_extended<T: Rows>(&mut self, rows: &Tensor<T, Ix2>, weights: Option<&[f64]>) -> Result<()> {
+        rows::check_weights(PLACE, rows.shape()[0], weights)?;
+        if T::NAME == "f64" {
+            return self.add(rows.to_array_async().await?.view(), weights);
+        }
+        let (count, dim) = (rows.shape()[0], self.dim());
+        let step = (GPU_CHUNK / dim).max(256);
+        let mut total = VmfStats::new(dim)?;
+        for first in (0..count).step_by(step) {
+            let range = first..(first + step).min(count);
+            let part = weights.map(|weights| &weights[range.clone()]);
+            let sums = extended::resultant(rows, range.clone(), part).await?;
+            total.resultant.iter_mut().zip(&sums).for_each(|(sum, part)| *sum += part);
+            let seen = part.map_or(range.len(), |part| part.iter().filter(|weight| **weight > 0.0).count());
+            total.count += seen as u64;
+            total.weight += part.map_or(range.len() as f64, |part| part.iter().sum());
+        }
+        check_sums([&*self, &total])?;
+        self.plus(&total);
+        Ok(())
     }
 
     /// Unit rows and the sums of blocks of 256 of them on the device, the sums of those here in f64. f64 rows come to the host whole.

@@ -6,8 +6,9 @@ pub mod attention_backward;
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use libtest_mimic::{Arguments, Failed, Trial};
-use orthant::{AdapterInfo, AdapterKind, Device};
+use orthant::{AdapterInfo, AdapterKind, Arithmetic, Device};
 
 /// What an adapter must have for a case.
 pub const F64: &str = "f64";
@@ -96,6 +97,14 @@ pub fn main(cases: Vec<Case>, others: Vec<Trial>) -> ! {
 /// Whether a trial on this adapter says something about speed.
 pub fn is_hardware(kind: AdapterKind) -> bool {
     kind != AdapterKind::Software
+}
+
+/// The same adapter opened anew, its pairs computed in `arithmetic`: the other trials go on with what opening chose.
+pub fn with_arithmetic(device: &Device, arithmetic: Arithmetic) -> anyhow::Result<Device> {
+    let index = device.as_gpu().context("a GPU")?.info().index;
+    let device = Device::gpu_at(index)?;
+    device.as_gpu().context("a GPU")?.use_arithmetic(arithmetic)?;
+    Ok(device)
 }
 
 /// Fills the device's idle buffers of every class up to `bytes` with NaNs, so that a kernel that leaves an output unwritten shows.

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use ndarray::{Array1, Array2, Ix1};
-use orthant::{Device, Real, Tensor, kernels};
+use orthant::{Arithmetic, Device, DoubleSingle, Real, Tensor, kernels};
 
-use crate::common::{Case, F64, compare, poison};
+use crate::common::{Case, F64, compare, poison, with_arithmetic};
 
 type Call<T> = fn(&Tensor<T, Ix1>, &Tensor<T, Ix1>) -> orthant::Result<Tensor<T, Ix1>>;
 type Scale = fn(f64, f64) -> f64;
@@ -47,6 +47,11 @@ mod num {
             value as f32
         }
     }
+    impl Narrow for orthant::DoubleSingle {
+        fn narrow(value: f64) -> Self {
+            value.into()
+        }
+    }
     impl Narrow for f64 {
         fn narrow(value: f64) -> Self {
             value
@@ -54,8 +59,9 @@ mod num {
     }
 }
 
-/// 16 eps of the scaled error (log-Bessel, ratio), the bound for GPUs; relative error at most 4 times that where |reference| > 0.1 s.
-fn golden<T: Real + num::Narrow>(device: &Device, eps: f64) -> Result<()> {
+/// Within `scaled` of the scaled error: 16 eps of f32 and f64, for a GPU's division and sqrt err by 2.5 and 4.5 ulp; 1e-13 in pairs, 28 roundings
+/// of 2^-48. Relative error at most 4 times that where |reference| > 0.1 s.
+fn golden<T: Real + num::Narrow>(device: &Device, bound: f64) -> Result<()> {
     let single = T::NAME == "f32";
     let exact: Vec<bool> = {
         let path = format!("{}/tests/data/golden_bessel_tags.csv", env!("CARGO_MANIFEST_DIR"));
@@ -88,18 +94,47 @@ fn golden<T: Real + num::Narrow>(device: &Device, eps: f64) -> Result<()> {
         let expected: Vec<f64> = rows.iter().map(|row| row[column]).collect();
         compare(name, &actual, &expected, |index, reference| {
             let (v, x) = (rows[index][0], rows[index][1]);
-            let scaled = 16.0 * eps * reference.abs().max(scale(v, x));
+            let scaled = bound * reference.abs().max(scale(v, x));
             let far = name.starts_with("log_") && reference.abs() > 0.1 * v.hypot(x);
-            let bound = if far { scaled.min(64.0 * eps * reference.abs()) } else { scaled };
+            let bound = if far { scaled.min(4.0 * bound * reference.abs()) } else { scaled };
             // The smallest normal number: nothing below it is promised.
-            bound.max(if single { f64::from(f32::MIN_POSITIVE) } else { f64::MIN_POSITIVE })
+            bound.max(if T::NAME == "f64" { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) })
         })?;
     }
     Ok(())
 }
 
-/// CPU and GPU on a grid of the domain, limits at 0 included. The bound is the sum of both sides' own.
-fn parity<T: Real + num::Narrow>(device: &Device, eps: f64) -> Result<()> {
+/// The tables of densities, for the two functions that the others do not have: 1 - A of an exact R, and the normaliser.
+fn golden_vmf<T: Real + num::Narrow>(device: &Device, bound: f64) -> Result<()> {
+    let table = read("golden_vmf.csv")?;
+    ensure!(table.len() == 518);
+    let order = device.tensor(&cast::<T>(table.iter().map(|row| 0.5 * row[0] - 1.0)))?;
+    let kappa = device.tensor(&cast::<T>(table.iter().map(|row| row[2])))?;
+    for (name, call, scale) in functions::<T>() {
+        let expected: Vec<f64> = match name {
+            "iv_ratio_complement" => table.iter().map(|row| 1.0 - row[1]).collect(),
+            "vmf_log_normalizer" => table.iter().map(|row| row[3]).collect(),
+            _ => continue,
+        };
+        poison(device, table.len() * size_of::<T>())?;
+        let actual: Vec<f64> = call(&order, &kappa)?.to_array()?.iter().map(|value| value.to_f64()).collect();
+        compare(name, &actual, &expected, |index, reference| {
+            bound * reference.abs().max(scale(0.5 * table[index][0] - 1.0, table[index][2]))
+        })?;
+    }
+    Ok(())
+}
+
+/// The tables and the grid with pairs computed in `arithmetic`: within `bound`, and both sides' of it from the CPU.
+fn in_pairs(device: &Device, arithmetic: Arithmetic, bound: f64) -> Result<()> {
+    let device = with_arithmetic(device, arithmetic)?;
+    golden::<DoubleSingle>(&device, bound)?;
+    golden_vmf::<DoubleSingle>(&device, bound)?;
+    parity::<DoubleSingle>(&device, 2.0 * bound)
+}
+
+/// CPU and GPU on a grid of the domain, limits at 0 included. The bound is the sum of both sides' own: 32 eps, or of pairs 2e-13.
+fn parity<T: Real + num::Narrow>(device: &Device, bound: f64) -> Result<()> {
     let orders = [0.0, 1e-6, 0.3, 0.5, 1.0, 2.5, 7.0, 16.0, 31.0, 100.5, 1023.0, 16383.0, 1e6];
     let arguments: Vec<f64> = std::iter::once(0.0).chain((-32..=32).map(|k| 10f64.powf(f64::from(k) / 4.0))).collect();
     let pairs = Array2::from_shape_fn((orders.len(), arguments.len()), |(i, j)| (orders[i], arguments[j]));
@@ -114,8 +149,9 @@ fn parity<T: Real + num::Narrow>(device: &Device, eps: f64) -> Result<()> {
         let (actual, expected) = (run(device)?, run(&Device::cpu())?);
         compare(name, &actual, &expected, |index, reference| {
             let size = reference.abs().max(scale(order[index].to_f64(), x[index].to_f64()));
-            let smallest = if T::NAME == "f32" { f64::from(f32::MIN_POSITIVE) } else { f64::MIN_POSITIVE };
-            (32.0 * eps * size).max(smallest)
+            // Pairs lose low words below 1e-30.
+            let smallest = if T::NAME == "f64" { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
+            (bound * size).max(smallest)
         })?;
     }
     Ok(())
@@ -140,10 +176,15 @@ fn sizes(device: &Device) -> Result<()> {
 pub fn cases() -> Vec<Case> {
     let (single, double) = (f64::from(f32::EPSILON), f64::EPSILON);
     vec![
-        Case::new("bessel_f32", "golden tables", move |device| golden::<f32>(device, single)),
-        Case::new("bessel_f32", "parity", move |device| parity::<f32>(device, single)),
+        Case::new("bessel_f32", "golden tables", move |device| golden::<f32>(device, 16.0 * single)),
+        Case::new("bessel_f32", "parity", move |device| parity::<f32>(device, 32.0 * single)),
         Case::new("bessel_f32", "sizes", sizes),
-        Case::new("bessel_f64", "golden tables", move |device| golden::<f64>(device, double)).needs(&[F64]),
-        Case::new("bessel_f64", "parity", move |device| parity::<f64>(device, double)).needs(&[F64]),
+        Case::new("bessel_f64", "golden tables", move |device| golden::<f64>(device, 16.0 * double)).needs(&[F64]),
+        Case::new("bessel_f64", "golden densities", move |device| golden_vmf::<f64>(device, 16.0 * double))
+            .needs(&[F64]),
+        Case::new("bessel_f64", "parity", move |device| parity::<f64>(device, 32.0 * double)).needs(&[F64]),
+        // 28 roundings of 2^-48; in f64 the rounding of the pairs that go in and out, 2^-49 of arguments whose logs are ten times as steep.
+        Case::new("bessel_double_single", "golden", |device| in_pairs(device, Arithmetic::DoubleSingle, 1e-13)),
+        Case::new("bessel_pairs_f64", "golden", |device| in_pairs(device, Arithmetic::F64, 2e-14)).needs(&[F64]),
     ]
 }

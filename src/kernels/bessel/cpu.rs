@@ -22,6 +22,7 @@ mod series;
 #[cfg(test)]
 mod tests;
 
+use crate::double_single::DoubleSingle;
 use family::*;
 use series::Precision;
 
@@ -78,6 +79,21 @@ macro_rules! cpu_real {
 }
 cpu_real!(f32);
 cpu_real!(f64);
+
+/// In f64, a piece at a time.
+impl CpuReal for DoubleSingle {
+    fn bessel(function: Function, order: &[Self], x: &[Self], out: &mut [Self]) {
+        const PIECE: usize = 1024;
+        let mut wide = [[0.0f64; PIECE]; 3];
+        for ((order, x), out) in order.chunks(PIECE).zip(x.chunks(PIECE)).zip(out.chunks_mut(PIECE)) {
+            let [wide_order, wide_x, wide_out] = wide.each_mut().map(|all| &mut all[..out.len()]);
+            wide_order.iter_mut().zip(order).for_each(|(wide, value)| *wide = value.to_f64());
+            wide_x.iter_mut().zip(x).for_each(|(wide, value)| *wide = value.to_f64());
+            f64::bessel(function, wide_order, wide_x, wide_out);
+            out.iter_mut().zip(&*wide_out).for_each(|(out, &value)| *out = DoubleSingle::new(value));
+        }
+    }
+}
 
 /// (A, 1 - A) of A = I_(v+1)(x) / I_v(x), each within 4 eps of itself: the second is not the first's rounding error where A -> 1.
 pub(crate) fn iv_ratio_pair(v: f64, x: f64) -> (f64, f64) {

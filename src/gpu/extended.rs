@@ -1,0 +1,404 @@
+//! Results of f64 class on a GPU: whether its double-single arithmetic can be trusted, and whether its f64 is faster. Found out once, on opening.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{LazyLock, Mutex};
+use std::time::Instant;
+
+use super::{AdapterInfo, Constant, Gpu, Kernel, Needs, Params, View, lock, params, shader};
+use crate::double_single::DoubleSingle;
+use crate::{Error, Result};
+
+/// What computes with [`DoubleSingle`] values on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// Pairs of f32. Needs no feature, but a compiler that leaves error terms alone: the self-test says whether it does.
+    DoubleSingle,
+    /// The adapter's own f64 (`SHADER_F64`), rounded to pairs where it is stored.
+    F64,
+}
+
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DoubleSingle => "double-single",
+            Self::F64 => "f64",
+        })
+    }
+}
+
+/// What opening found out about an adapter's extended precision.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Extended {
+    /// What [`DoubleSingle`] tensors are computed in; `None` where neither will do.
+    pub arithmetic: Option<Arithmetic>,
+    /// Guards that the self-test of double-single arithmetic passes with: 1, of sums and products, or 2, of every step. `None` where it fails.
+    pub guard: Option<u32>,
+    /// Why it fails, empty where it passes.
+    pub failure: String,
+    /// Seconds of a chain of products and sums in double-single over those of the same in f64; `None` where there is only one of them.
+    pub cost_of_double_single: Option<f64>,
+}
+
+impl fmt::Display for Extended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.arithmetic {
+            Some(arithmetic) => write!(f, "in {arithmetic}")?,
+            None => f.write_str("none")?,
+        }
+        match self.guard {
+            Some(1) => f.write_str("; double-single passes its self-test")?,
+            Some(_) => f.write_str("; double-single passes its self-test with every step guarded")?,
+            None => write!(f, "; double-single fails its self-test: {}", self.failure)?,
+        }
+        match self.cost_of_double_single {
+            Some(ratio) => write!(f, " and takes {ratio:.2} times as long as f64"),
+            None => Ok(()),
+        }
+    }
+}
+
+params! {
+    /// As in `shaders/double_single/check.wgsl`.
+    CheckParams { zero: u32, count: u32 }
+}
+
+params! {
+    /// As in `shaders/double_single/rate.wgsl`.
+    RateParams { zero: u32, count: u32, steps: u32, pad: u32 }
+}
+
+static CHECK: Kernel = Kernel {
+    name: "double_single_check",
+    sources: &[shader!("double_single/check.wgsl"), shader!("shared/double_single.wgsl")],
+    needs: Needs::NONE,
+    fields: CheckParams::FIELDS,
+    params_bytes: size_of::<CheckParams>(),
+};
+
+static RATE: Kernel = Kernel {
+    name: "double_single_rate",
+    sources: &[
+        shader!("double_single/rate.wgsl"),
+        shader!("double_single/rate_pairs.wgsl"),
+        shader!("shared/double_single.wgsl"),
+    ],
+    needs: Needs::NONE,
+    fields: RateParams::FIELDS,
+    params_bytes: size_of::<RateParams>(),
+};
+
+static RATE_F64: Kernel = Kernel {
+    name: "double_single_rate_f64",
+    sources: &[shader!("double_single/rate.wgsl"), shader!("double_single/rate_f64.wgsl")],
+    needs: Needs { f64: true, ..Needs::NONE },
+    fields: RateParams::FIELDS,
+    params_bytes: size_of::<RateParams>(),
+};
+
+const WORKGROUP: u32 = 64;
+
+/// Guards that a shader can be compiled with, none included.
+const GUARDS: [u32; 3] = [0, 1, 2];
+
+fn constants(guard: u32) -> Vec<(&'static str, Constant)> {
+    vec![("WORKGROUP", Constant::U32(WORKGROUP)), ("GUARD", Constant::U32(guard))]
+}
+
+pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {
+    let mut all: Vec<_> = GUARDS.iter().map(|&guard| (&CHECK, constants(guard))).collect();
+    all.extend([1, 2].map(|guard| (&RATE, constants(guard))));
+    all.push((&RATE_F64, vec![("WORKGROUP", Constant::U32(WORKGROUP))]));
+    all
+}
+
+/// Pairs of the self-test: random ones, and those whose error terms are the hard ones. Their results fill the smallest binding, 64 KiB.
+const PAIRS: usize = 1024;
+
+/// Inputs (a, b) of the self-test, exponents within 2^12 of 1: sums of two words are exact in f64.
+fn inputs() -> Vec<[DoubleSingle; 2]> {
+    let mut state = 0x5eed_u64;
+    // splitmix64
+    let mut next = move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    };
+    let mut value = |kind: u64| {
+        let bits = next();
+        // All ones, one bit, few bits at both ends, or any.
+        let mantissa = match kind {
+            0 => 0x7f_ffff,
+            1 => 0,
+            2 => (bits as u32 & 0x7) | 0x7f_f000,
+            _ => bits as u32 & 0x7f_ffff,
+        };
+        let exponent = 127 - 12 + ((bits >> 32) % 25) as u32;
+        let high = f32::from_bits((((bits >> 63) as u32) << 31) | (exponent << 23) | mantissa);
+        // A low word of 24 bits below half a unit of the high one's last place, none in an eighth of the pairs.
+        let unit = f32::from_bits((exponent - 24) << 23);
+        let low = if bits >> 60 & 7 == 0 { 0.0 } else { unit * ((bits >> 8) as u32 as f32 / 4_294_967_296.0 - 0.5) };
+        DoubleSingle { high, low }
+    };
+    let mut all = Vec::with_capacity(PAIRS);
+    for i in 0..PAIRS as u64 {
+        let a = value(i % 5);
+        let b = match i % 7 {
+            // Nearly opposite: the sum cancels to the last bits.
+            0 => DoubleSingle { high: -f32::from_bits(a.high.to_bits() + (i % 3) as u32), low: a.low * 0.5 },
+            1 => DoubleSingle { high: -a.high, low: -a.low * 0.25 },
+            // Half a unit of the last place: a tie.
+            2 => DoubleSingle { high: f32::from_bits((a.high.to_bits() & 0x7f80_0000) - (24 << 23)), low: 0.0 },
+            kind => value(kind),
+        };
+        all.push([a, b]);
+    }
+    all
+}
+
+/// Where `results` of the self-test, eight pairs for each of `inputs`, leave what the shader promises.
+fn verdict(inputs: &[[DoubleSingle; 2]], results: &[DoubleSingle]) -> std::result::Result<(), String> {
+    const UNIT: f64 = 1.0 / (1u64 << 48) as f64;
+    let names = ["two-sum", "two-product", "sum", "product", "quotient", "root", "log", "exp"];
+    let mut wrong = [0usize; 8];
+    for ([a, b], found) in inputs.iter().zip(results.chunks_exact(8)) {
+        let exact = [f64::from(a.high) + f64::from(b.high), f64::from(a.high) * f64::from(b.high)];
+        let (a, b) = (a.to_f64(), b.to_f64());
+        let log = found[6].to_f64();
+        // Each with its bound, in units of 2^-48: exact, or as its comment in shared/double_single.wgsl says.
+        let expected = [
+            (exact[0], 0.0),
+            (exact[1], 0.0),
+            (a + b, 3.0 * (a + b).abs()),
+            (a * b, 5.0 * (a * b).abs()),
+            (a / b, 10.0 * (a / b).abs()),
+            (a.abs().sqrt(), 6.0 * a.abs().sqrt()),
+            (a.abs().ln(), 14.0 * a.abs().ln().abs().max((a.abs() - 1.0).abs().min(1.0))),
+            ((-log.abs()).exp(), (8.0 + 3.0 * log.abs()) * (-log.abs()).exp()),
+        ];
+        for ((wrong, found), (expected, bound)) in wrong.iter_mut().zip(found).zip(expected) {
+            // f64 itself rounds the sums and products of two pairs: 2^-53 of them, a thirtieth of a unit.
+            let slack = if bound == 0.0 { 0.0 } else { UNIT / 16.0 * (expected.abs() + bound) };
+            let error = (found.to_f64() - expected).abs();
+            let normal = f64::from(found.low.abs()) <= f64::from(found.high.abs()) / 8_388_608.0;
+            *wrong += usize::from(!(error <= bound * UNIT + slack && normal));
+        }
+    }
+    let failures: Vec<String> = names
+        .iter()
+        .zip(wrong)
+        .filter(|(_, wrong)| *wrong > 0)
+        .map(|(name, wrong)| format!("{wrong} of {} {name}s", inputs.len()))
+        .collect();
+    if failures.is_empty() { Ok(()) } else { Err(format!("{} come out wrong", failures.join(", "))) }
+}
+
+/// Found on opening, once a process for each adapter and driver.
+static KNOWN: LazyLock<Mutex<HashMap<String, Extended>>> = LazyLock::new(Mutex::default);
+
+fn key(info: &AdapterInfo) -> String {
+    format!("{}\n{}\n{}", info.name, info.backend, info.driver)
+}
+
+/// The arithmetic of a [`Gpu`]: 0 is none.
+#[derive(Default)]
+pub(crate) struct Chosen(AtomicU8);
+
+impl Chosen {
+    fn set(&self, arithmetic: Option<Arithmetic>) {
+        self.0.store(arithmetic.map_or(0, |one| 1 + one as u8), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<Arithmetic> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            1 => Some(Arithmetic::DoubleSingle),
+            _ => Some(Arithmetic::F64),
+        }
+    }
+}
+
+impl Gpu {
+    /// What this adapter's extended precision is made of, and why: the outcome of the self-test and of the measurement at opening.
+    pub fn extended(&self) -> Extended {
+        let known = lock(&KNOWN).get(&key(self.info())).cloned();
+        let found = known.unwrap_or_else(|| unreachable!("an open adapter has been tested"));
+        Extended { arithmetic: self.inner.arithmetic.get(), ..found }
+    }
+
+    /// Computes with [`DoubleSingle`] tensors in `arithmetic` from now on, whatever the measurement at opening said: for comparisons of the two.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the adapter has no f64, or its double-single arithmetic fails the self-test.
+    pub fn use_arithmetic(&self, arithmetic: Arithmetic) -> Result<()> {
+        let place = "use_arithmetic";
+        match arithmetic {
+            Arithmetic::F64 => {
+                self.require(place, RATE_F64.needs)?;
+            }
+            Arithmetic::DoubleSingle if self.extended().guard.is_none() => return Err(self.no_digits(place)),
+            Arithmetic::DoubleSingle => {}
+        }
+        self.inner.arithmetic.set(Some(arithmetic));
+        Ok(())
+    }
+
+    /// What to compute pairs in, and the guard that double-single needs here.
+    pub(crate) fn arithmetic(&self, place: &'static str) -> Result<(Arithmetic, u32)> {
+        match self.inner.arithmetic.get() {
+            Some(arithmetic) => Ok((arithmetic, self.extended().guard.unwrap_or(1))),
+            None => Err(self.no_digits(place)),
+        }
+    }
+
+    fn no_digits(&self, place: &'static str) -> Error {
+        let feature = "extended precision (double-single arithmetic failed its self-test here)";
+        Error::Unsupported { place, feature, device: self.to_string() }
+    }
+
+    /// Tests this adapter, or remembers what the last test found.
+    pub(super) async fn probe_extended(&self) {
+        let known = lock(&KNOWN).get(&key(self.info())).cloned();
+        let found = match known {
+            Some(found) => found,
+            None => {
+                let found = self.find_extended().await;
+                lock(&KNOWN).entry(key(self.info())).or_insert(found).clone()
+            }
+        };
+        self.inner.arithmetic.set(found.arithmetic);
+    }
+
+    async fn find_extended(&self) -> Extended {
+        let mut failure = String::new();
+        let mut guard = None;
+        for tried in [1, 2] {
+            match self.double_single_self_test_async(tried).await {
+                Ok(()) => {
+                    guard = Some(tried);
+                    failure.clear();
+                    break;
+                }
+                Err(reason) => failure = reason,
+            }
+        }
+        let mut cost = None;
+        if let (Some(guard), true) = (guard, self.has_f64()) {
+            cost = self.measure(guard).await.ok();
+        }
+        let arithmetic = match (guard, self.has_f64(), cost) {
+            (Some(_), true, Some(cost)) if cost < 1.0 => Some(Arithmetic::DoubleSingle),
+            (_, true, _) => Some(Arithmetic::F64),
+            (Some(_), false, _) => Some(Arithmetic::DoubleSingle),
+            (None, false, _) => None,
+        };
+        Extended { arithmetic, guard, failure, cost_of_double_single: cost }
+    }
+
+    /// The self-test of double-single arithmetic under `guard` (see `shaders/shared/double_single.wgsl`); what comes out wrong. For tests.
+    #[doc(hidden)]
+    pub fn double_single_self_test(&self, guard: u32) -> std::result::Result<(), String> {
+        super::block_on(self.double_single_self_test_async(guard))
+    }
+
+    async fn double_single_self_test_async(&self, guard: u32) -> std::result::Result<(), String> {
+        let inputs = inputs();
+        let run = async {
+            let pairs = self.upload(CHECK.name, bytemuck::cast_slice(&inputs))?;
+            let out = self.allocate(CHECK.name, (inputs.len() * 8 * size_of::<DoubleSingle>()) as u64)?;
+            self.clear(&out);
+            let params = CheckParams { zero: 0, count: inputs.len() as u32 };
+            let groups = (inputs.len() as u32).div_ceil(WORKGROUP);
+            self.run(&CHECK, &constants(guard), &params, &[pairs.view(), out.view()], [groups, 1, 1])?;
+            let mut results = vec![DoubleSingle::default(); inputs.len() * 8];
+            self.read(out.view(), &[], bytemuck::cast_slice_mut(&mut results)).await?;
+            Ok::<_, Error>(results)
+        };
+        let results = run.await.map_err(|error| error.to_string())?;
+        verdict(&inputs, &results)
+    }
+
+    /// Seconds of a chain in double-single over those in f64.
+    async fn measure(&self, guard: u32) -> Result<f64> {
+        const COUNT: u32 = 16_384;
+        let out = self.allocate(RATE.name, u64::from(COUNT) * 8)?;
+        let mut steps = 64;
+        loop {
+            let mut seconds = [f64::INFINITY; 2];
+            // The first of each run compiles; the fastest of the others counts.
+            for pass in 0..3 {
+                for (form, best) in seconds.iter_mut().enumerate() {
+                    let params = RateParams { zero: 0, count: COUNT, steps, pad: 0 };
+                    let groups = [COUNT / WORKGROUP, 1, 1];
+                    let views: [View<'_>; 1] = [out.view()];
+                    let start = Instant::now();
+                    match form {
+                        0 => self.run(&RATE, &constants(guard), &params, &views, groups)?,
+                        _ => self.run(&RATE_F64, &constants(guard)[..1], &params, &views, groups)?,
+                    }
+                    let mut last = [0u8; 8];
+                    self.read(View { buffer: &out, offset: 0, bytes: 8 }, &[], &mut last).await?;
+                    if pass > 0 {
+                        *best = best.min(start.elapsed().as_secs_f64());
+                    }
+                }
+            }
+            // Long enough that a submit and a wait do not count.
+            if seconds[0].max(seconds[1]) > 2e-3 || steps >= 1 << 16 {
+                return Ok(seconds[0] / seconds[1]);
+            }
+            steps *= 8;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the shader computes, in f32 on the CPU, where nothing is reassociated; `lossy` leaves error terms out as an optimiser would.
+    fn results(inputs: &[[DoubleSingle; 2]], lossy: bool) -> Vec<DoubleSingle> {
+        let pair = |exact: f64| DoubleSingle::new(exact);
+        let lossless = |value: DoubleSingle| if lossy { DoubleSingle::from(value.high) } else { value };
+        let mut all = Vec::new();
+        for [a, b] in inputs {
+            let sum = pair(f64::from(a.high) + f64::from(b.high));
+            let product = pair(f64::from(a.high) * f64::from(b.high));
+            let (a, b) = (a.to_f64(), b.to_f64());
+            let log = pair(a.abs().ln());
+            all.extend([lossless(sum), product, pair(a + b), pair(a * b), pair(a / b), pair(a.abs().sqrt()), log]);
+            all.push(pair((-log.to_f64().abs()).exp()));
+        }
+        all
+    }
+
+    #[test]
+    fn the_self_test_sees_a_lost_low_word() {
+        let inputs = inputs();
+        assert_eq!(inputs.len(), PAIRS);
+        assert_eq!(verdict(&inputs, &results(&inputs, false)), Ok(()));
+        let failure = verdict(&inputs, &results(&inputs, true)).unwrap_err();
+        assert!(failure.contains("two-sums") && !failure.contains("product"), "{failure}");
+        let mut planted = results(&inputs, false);
+        planted[8 * 800 + 4].low = 0.0;
+        assert_eq!(verdict(&inputs, &planted), Err("1 of 1024 quotients come out wrong".into()));
+        planted = results(&inputs, false);
+        planted[8 * 77].low = f32::NAN;
+        assert!(verdict(&inputs, &planted).is_err());
+    }
+
+    #[test]
+    fn inputs_are_normalised_and_their_sums_exact() {
+        for [a, b] in inputs() {
+            for value in [a, b] {
+                assert!(value.high != 0.0 && value.low.abs() <= value.high.abs() / 8_388_608.0, "{value:?}");
+            }
+            let (small, large) = (a.high.abs().min(b.high.abs()), a.high.abs().max(b.high.abs()));
+            // 24 bits of the smaller, 28 between them: f64 holds the sum.
+            assert!(large / small < 2f32.powi(28), "{a:?} {b:?}");
+        }
+    }
+}
