@@ -229,3 +229,153 @@ fn shaders_are_written_for_other_compilers() {
         }
     }
 }
+
+/// A run of one variant for a host other than wgpu: `bindings` from binding 1 on, as words; the output compared as pairs of f32 or as f32.
+#[derive(serde::Serialize)]
+struct Run {
+    shader: String,
+    params: Vec<u32>,
+    bindings: Vec<Vec<u32>>,
+    groups: [u32; 3],
+    /// Which of the bindings is compared.
+    out: usize,
+    /// Whether the output is pairs of f32.
+    pairs: bool,
+    expected: Vec<f64>,
+    tolerance: Vec<f64>,
+}
+
+impl Run {
+    /// Params by the names of their fields; those not named are 0.
+    fn params(variant: &Variant, values: &[(&str, u32)]) -> Vec<u32> {
+        let mut words = vec![0; variant.params_bytes / 4];
+        for (name, value) in values {
+            let offset = variant.fields.iter().find(|(field, _)| field == name).map(|(_, offset)| offset / 4);
+            words[offset.unwrap_or_else(|| panic!("{}: no {name} in Params", variant.name))] = *value;
+        }
+        words
+    }
+}
+
+fn pair_words(values: impl IntoIterator<Item = f64>) -> Vec<u32> {
+    let words = |value: f64| {
+        let pair = orthant::DoubleSingle::new(value);
+        [pair.high.to_bits(), pair.low.to_bits()]
+    };
+    values.into_iter().flat_map(words).collect()
+}
+
+fn table(name: &str) -> Vec<Vec<f64>> {
+    let path = format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text.lines().skip(1).map(|line| line.split(',').map(|field| field.parse().unwrap_or(f64::NAN)).collect()).collect()
+}
+
+/// Pairs of f32 under Tint: the golden tables' every tenth row (1e-13, as tests/kernels/bessel.rs has it), every kappa, a sum of 3000 rows.
+fn double_single_runs() -> Vec<Run> {
+    let all = variants();
+    let named = |start: &str, end: &str| {
+        let found = all.iter().find(|variant| variant.name.starts_with(start) && variant.name.contains(end));
+        found.unwrap_or_else(|| panic!("no variant {start}..{end}"))
+    };
+    let (logs, aux, vmf) = (table("golden_bessel.csv"), table("golden_bessel_aux.csv"), table("golden_vmf.csv"));
+    let vmf: Vec<Vec<f64>> = vmf.iter().map(|row| vec![0.5 * row[0] - 1.0, row[2], row[3], 1.0 - row[1]]).collect();
+    type Scale = fn(f64, f64) -> f64;
+    let (hypot, relative, one): (Scale, Scale, Scale) = (f64::hypot, |_, _| 0.0, |_, _| 1.0);
+    let functions = [
+        ("log_iv", &logs, 2, hypot),
+        ("log_kv", &logs, 3, hypot),
+        ("iv_ratio", &aux, 2, relative),
+        ("iv_ratio_complement", &vmf, 3, relative),
+        ("log_iv_dx", &aux, 4, relative),
+        ("log_kv_dx", &aux, 5, relative),
+        ("log_iv_dv", &aux, 6, one),
+        ("log_kv_dv", &aux, 7, one),
+        ("vmf_log_normalizer", &vmf, 2, hypot),
+    ];
+    let mut runs = Vec::new();
+    for (name, rows, column, scale) in functions {
+        let rows: Vec<_> = rows.iter().step_by(if rows.len() > 1000 { 10 } else { 3 }).collect();
+        let count = rows.len();
+        let variant = named(&format!("bessel_double_single-{name}-"), "guard_1");
+        runs.push(Run {
+            shader: variant.name.clone(),
+            params: Run::params(variant, &[("count", count as u32), ("groups_x", count.div_ceil(64) as u32)]),
+            bindings: vec![
+                pair_words(rows.iter().map(|row| row[0])),
+                pair_words(rows.iter().map(|row| row[1])),
+                vec![0x7fc0_dead; 2 * count],
+                vec![0; 4],
+            ],
+            groups: [count.div_ceil(64) as u32, 1, 1],
+            out: 2,
+            pairs: true,
+            expected: rows.iter().map(|row| row[column]).collect(),
+            tolerance: rows
+                .iter()
+                .map(|row| (1e-13 * row[column].abs().max(scale(row[0], row[1]))).max(f64::from(f32::MIN_POSITIVE)))
+                .collect(),
+        });
+    }
+    let kappas = table("golden_vmf.csv");
+    let count = kappas.len();
+    let variant = named("vmf_kappa_double_single", "guard_1");
+    runs.push(Run {
+        shader: variant.name.clone(),
+        params: Run::params(variant, &[("count", count as u32), ("groups_x", count.div_ceil(64) as u32)]),
+        bindings: vec![
+            pair_words(kappas.iter().map(|row| row[0])),
+            pair_words(kappas.iter().map(|row| row[1])),
+            pair_words(kappas.iter().map(|row| 1.0 - row[1])),
+            vec![0x7fc0_dead; 2 * count],
+            vec![0; 4],
+        ],
+        groups: [count.div_ceil(64) as u32, 1, 1],
+        out: 3,
+        pairs: true,
+        expected: kappas.iter().map(|row| row[2]).collect(),
+        tolerance: kappas.iter().map(|row| 1e-13 * row[2]).collect(),
+    });
+    // Values of either sign and many sizes; integers of 2^-40 hold their sums.
+    let (rows, columns) = (3000, 3);
+    let value = |i: usize| ((i * 7919 % 10_007) as f32 - 5000.0) * 2f32.powi((i % 13) as i32 - 20);
+    let values: Vec<f32> = (0..rows * columns).map(value).collect();
+    let blocks = rows.div_ceil(256);
+    let mut exact = vec![(0.0, 0.0); blocks * columns];
+    for (i, value) in values.iter().enumerate() {
+        let (sum, size) = &mut exact[i / columns / 256 * columns + i % columns];
+        *sum += f64::from(*value);
+        *size += f64::from(value.abs());
+    }
+    let variant = named("extended_sums-", "guard_1-values-half_0");
+    let sizes = [("rows", rows as u32), ("columns", columns as u32), ("groups_x", 1)];
+    runs.push(Run {
+        shader: variant.name.clone(),
+        params: Run::params(variant, &sizes),
+        bindings: vec![
+            values.iter().map(|value| value.to_bits()).collect(),
+            vec![0; 4],
+            vec![0x7fc0_dead; 2 * blocks * columns],
+        ],
+        groups: [1, 1, 1],
+        out: 2,
+        pairs: true,
+        expected: exact.iter().map(|(sum, _)| *sum).collect(),
+        tolerance: exact.iter().map(|(_, size)| 1e-13 * size).collect(),
+    });
+    runs
+}
+
+/// Writes runs with what must come out to `$ORTHANT_WRITE_SHADERS/runs`, for `.ci/tint.mjs` to run beside the variants' own texts.
+#[test]
+#[ignore = "writes files: CI runs it for Tint"]
+fn runs_are_written_for_other_compilers() {
+    let folder = std::env::var_os("ORTHANT_WRITE_SHADERS").expect("ORTHANT_WRITE_SHADERS names a folder");
+    let folder = std::path::PathBuf::from(folder).join("runs");
+    std::fs::create_dir_all(&folder).unwrap();
+    for run in double_single_runs() {
+        assert!(run.expected.len() == run.tolerance.len() && run.expected.iter().all(|value| value.is_finite()));
+        let file = std::fs::File::create(folder.join(format!("{}.json", run.shader))).unwrap();
+        serde_json::to_writer(file, &run).unwrap();
+    }
+}
