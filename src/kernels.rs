@@ -18,6 +18,7 @@ pub(crate) mod pack_latents;
 pub(crate) mod sign_pack;
 pub(crate) mod strips;
 pub(crate) mod vmf_kappa;
+mod widen;
 
 use std::sync::Arc;
 
@@ -34,6 +35,7 @@ pub use mixture_posterior::{Posterior, PosteriorSummary, mixture_posterior, mixt
 pub use normalize_rows::normalize_rows;
 pub use sign_pack::{SignRule, sign_pack};
 pub use vmf_kappa::vmf_kappa;
+pub use widen::widen;
 
 pub use crate::gpu::{Needs, Variant};
 
@@ -58,6 +60,7 @@ pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
         pack_latents::variants(),
         strips::variants(),
         vmf_kappa::variants(),
+        widen::variants(),
     ]
     .into_iter()
     .flatten()

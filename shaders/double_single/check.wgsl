@@ -1,5 +1,5 @@
-// The self-test of double-single arithmetic on an adapter: results[i] = the sums, products, quotient, root, log and exp of the pair
-// (a, b) = inputs[i] as the functions of shared/double_single.wgsl give them. The host knows the exact sums and products (f64 holds
+// The self-test of double-single arithmetic on an adapter: results[i] = the sums, products, quotient, root, log, exp and a loop of sums
+// of the pair (a, b) = inputs[i] as the functions of shared/double_single.wgsl give them. The host knows the exact sums and products (f64 holds
 // them) and the others to more digits than pairs have. One invocation a pair.
 // Shared: double_single.wgsl. The host appends const WORKGROUP: u32 and const GUARD: u32.
 
@@ -17,6 +17,7 @@ struct Results {
     root: vec2<f32>,        // sqrt |a|
     log: vec2<f32>,         // ln |a|
     exp: vec2<f32>,         // e^-|ln |a||
+    chain: vec2<f32>,       // x_8 of x_{k+1} = 3/4 x_k + a + b (k even) or a (k odd), x_0 = 0
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -41,5 +42,14 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     out.root = ds_sqrt(size);
     out.log = ds_log(size);
     out.exp = ds_exp(select(out.log, -out.log, out.log.x > 0.0));
+    // Sums that a loop carries, and constants among the operands.
+    var x = vec2(0.0, 0.0);
+    for (var k = 0u; k < 8u; k++) {
+        x = ds_add(ds_mul_f32(x, 0.75), a);
+        if k % 2u == 0u {
+            x = ds_add(x, b);
+        }
+    }
+    out.chain = x;
     results[i] = out;
 }

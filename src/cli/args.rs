@@ -109,6 +109,18 @@ pub enum BesselFunction {
 pub enum BesselDtype {
     F32,
     F64,
+    /// f64 class on every GPU, by pairs of f32 where it has no f64: within 1e-13
+    Extended,
+}
+
+impl BesselDtype {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F64 => "f64",
+            Self::Extended => "extended",
+        }
+    }
 }
 
 #[derive(Args)]
@@ -294,6 +306,9 @@ pub struct Fit {
     /// A weight for every row
     #[arg(long, value_name = "W.npy")]
     pub weights: Option<PathBuf>,
+    /// How one distribution's rows are summed on a GPU: in f32, or within 1e-13 as on the CPU
+    #[arg(long, value_enum, conflicts_with = "components", default_value_t = FitPrecision::Single)]
+    pub precision: FitPrecision,
 
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
@@ -337,6 +352,12 @@ pub struct Fit {
     pub plot: Option<PathBuf>,
     #[command(flatten)]
     pub common: Common,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FitPrecision {
+    Single,
+    Extended,
 }
 
 #[derive(Args)]

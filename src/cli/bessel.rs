@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use ndarray::{Array1, Ix1};
-use orthant::{Device, Real, Result, Tensor, kernels};
+use orthant::{Device, DoubleSingle, Real, Result, Tensor, kernels};
 use serde_json::json;
 
 use super::args::{Bessel, BesselDtype, BesselFunction};
@@ -74,7 +74,7 @@ pub fn run(args: &Bessel) -> anyhow::Result<()> {
     bar.finish_and_clear();
 
     let seconds = start.elapsed().as_secs_f64();
-    let dtype = if args.dtype == BesselDtype::F32 { "f32" } else { "f64" };
+    let dtype = args.dtype.name();
     if args.common.json {
         let name = clap::ValueEnum::to_possible_value(&args.function).map(|value| value.get_name().to_string());
         let report = json!({
@@ -111,6 +111,7 @@ fn compute(args: &Bessel, device: &Device, block: &Block, out: &mut dyn Write) -
     match args.dtype {
         BesselDtype::F32 => compute_in(args, device, block, out, |x| x as f32),
         BesselDtype::F64 => compute_in(args, device, block, out, |x| x),
+        BesselDtype::Extended => compute_in(args, device, block, out, DoubleSingle::new),
     }
 }
 
@@ -127,7 +128,9 @@ fn compute_in<T: Real>(
         function::<T>(args.function)(&order, &x)?.to_array()
     };
     let values = value().map_err(|error| match error {
-        error @ orthant::Error::Unsupported { .. } => bad(args.input.display(), format!("{error}; try --dtype f32")),
+        error @ orthant::Error::Unsupported { .. } => {
+            bad(args.input.display(), format!("{error}; try --dtype extended or f32"))
+        }
         error => error.into(),
     })?;
     for ((v, x), value) in block.text.iter().zip(&values) {

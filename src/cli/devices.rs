@@ -58,9 +58,24 @@ pub fn run(args: &Devices) -> anyhow::Result<()> {
             let not = if adapter.chosen { "" } else { "not " };
             adapter.reason = format!("{not}taken by {decided}");
         }
-        list.push(serde_json::to_value(&adapter)?);
+        // Only a device that is open has been tested.
+        let extended = match Device::gpu_at(adapter.index) {
+            Ok(device) => device.as_gpu().map(orthant::Gpu::extended).ok_or_else(String::new),
+            Err(error) => Err(error.to_string()),
+        };
+        let mut value = serde_json::to_value(&adapter)?;
+        value["extended"] = match &extended {
+            Ok(extended) => json!({
+                "arithmetic": extended.arithmetic.map(|arithmetic| arithmetic.to_string()),
+                "self_test": if extended.guard.is_some() { "passed" } else { &extended.failure },
+                "guard": extended.guard, "cost_of_double_single": extended.cost_of_double_single,
+            }),
+            Err(error) => json!({"arithmetic": null, "self_test": error}),
+        };
+        list.push(value);
         if !args.common.json {
-            print(&describe(&adapter))?;
+            let extended = extended.map_or_else(|error| error, |extended| extended.to_string());
+            print(&describe(&adapter, &extended))?;
         }
     }
     let threads = rayon::current_num_threads();
@@ -83,11 +98,11 @@ pub fn run(args: &Devices) -> anyhow::Result<()> {
     print(&format!("\n* what runs: {device}\n"))
 }
 
-fn describe(adapter: &AdapterInfo) -> String {
+fn describe(adapter: &AdapterInfo, extended: &str) -> String {
     let mark = if adapter.chosen { '*' } else { ' ' };
     let limits: Vec<String> = adapter.limits.iter().map(|(name, value)| format!("{name} {value}")).collect();
     format!(
-        "{mark} {adapter}, {}, {}\n    features: {}\n    limits: {}\n    {}\n",
+        "{mark} {adapter}, {}, {}\n    features: {}\n    extended precision: {extended}\n    limits: {}\n    {}\n",
         format!("{:?}", adapter.kind).to_lowercase(),
         adapter.driver,
         if adapter.features.is_empty() { "none that kernels use".to_string() } else { adapter.features.join(", ") },

@@ -245,7 +245,12 @@ impl Gpu {
                 found: (*unknown).into(),
             });
         }
-        for (kernel, constants) in &known {
+        // Of double-single arithmetic only the form that this adapter uses.
+        let guard = self.extended().guard.unwrap_or(1);
+        let used = |constants: &[(&str, Constant)]| {
+            constants.iter().all(|(name, value)| *name != "GUARD" || *value == Constant::U32(guard))
+        };
+        for (kernel, constants) in known.iter().filter(|(_, constants)| used(constants)) {
             if kernels.is_empty() || kernels.contains(&kernel.name) {
                 match self.pipeline(kernel, constants) {
                     Err(Error::Unsupported { .. }) if kernels.is_empty() => {}

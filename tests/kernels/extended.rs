@@ -180,6 +180,24 @@ fn bad_rows(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// f32 results go on in pairs on the device: the log of a ratio's argument, as if the host had widened it.
+fn widened(device: &Device) -> Result<()> {
+    for length in [0, 1, 65, 20_000] {
+        let values = Array1::from_shape_fn(length, |i| 0.25 + i as f32 / 3.0);
+        poison(device, 8 * length)?;
+        let pairs = kernels::widen(&device.tensor(&values)?)?;
+        ensure!(pairs.to_f64_array()? == values.mapv(f64::from));
+        let order = device.tensor(&Array1::from_elem(length, DoubleSingle::new(0.1)))?;
+        let chained = kernels::log_iv(&order, &kernels::log_iv_dx(&order, &pairs)?)?.to_f64_array()?;
+        let wide = |value: f32| f64::from(value);
+        let near = Device::cpu();
+        let order = near.tensor(&Array1::from_elem(length, DoubleSingle::new(0.1).to_f64()))?;
+        let expected = kernels::log_iv(&order, &kernels::log_iv_dx(&order, &near.tensor(&values.mapv(wide))?)?)?;
+        compare("chained", &chained.to_vec(), &expected.to_array()?.to_vec(), |_, value| 2e-13 * value.abs().max(1.0))?;
+    }
+    Ok(())
+}
+
 /// Every case in one arithmetic.
 fn in_arithmetic(device: &Device, arithmetic: Arithmetic, part: &str) -> Result<()> {
     let device = with_arithmetic(device, arithmetic).context("opening")?;
@@ -221,5 +239,6 @@ pub fn cases() -> Vec<Case> {
         case("extended_rows", "rows", pairs),
         case("extended_rows_f64", "rows", double).needs(&[F64]),
         Case::new("extended_sums", "ten million rows", ten_million),
+        Case::new("widen", "chains", widened),
     ]
 }

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use half::f16;
 use ndarray::{Array1, Ix2};
-use orthant::vmf::{MixtureOptions, RowSource, Rows, Vmf, VmfMixture};
-use orthant::{Device, Result, Tensor};
+use orthant::vmf::{MixtureOptions, RowSource, Rows, Vmf, VmfMixture, VmfStats};
+use orthant::{Device, Precision, Result, Tensor};
 
 use super::model::{self, Model};
 use super::prepared::Prepared;
 use super::report::{self, Fitted, Summary};
-use crate::cli::args::Fit;
+use crate::cli::args::{Fit, FitPrecision};
 use crate::cli::clustering::{self, Confusion};
 use crate::cli::complaint::{InFile, bad};
 use crate::cli::files::{self, Matrix};
@@ -91,18 +91,23 @@ pub fn run(args: &Fit) -> anyhow::Result<()> {
     print(&if args.common.json { report::json(&summary, seconds)? } else { report::text(&summary, seconds) })
 }
 
-/// On the CPU one pass over the file in f64; on a GPU in f32, from memory.
+/// On the CPU one pass over the file in f64; on a GPU in f32 or extended precision, from memory.
 fn fit_one(args: &Fit, rows: &Prepared, weights: Option<&Array1<f64>>) -> anyhow::Result<(Fitted, Device)> {
     let path = rows.matrix.path();
     rows.check_first()?;
     let mut device = devices::open(args.common.device)?;
-    if !device.is_cpu() && (args.stream || weights.is_some() || !fits_memory(rows.matrix)) {
-        device = devices::instead(&device, "one distribution of weighted or streamed rows is fitted");
+    let extended = args.precision == FitPrecision::Extended;
+    if !device.is_cpu() && (args.stream || (weights.is_some() && !extended) || !fits_memory(rows.matrix)) {
+        let which = if extended { "streamed" } else { "weighted or streamed" };
+        device = devices::instead(&device, &format!("one distribution of {which} rows is fitted"));
     }
     let vmf = if device.is_cpu() {
         Vmf::from_stats(&rows.stats(weights.map(|w| w.view()))?).in_file(path)?
     } else {
-        device.tensor_from(rows.load()?).and_then(|rows| Vmf::fit(&rows)).in_file(path)?
+        let precision = if extended { Precision::Extended } else { Precision::Single };
+        let weights = weights.map(|weights| weights.view());
+        let sums = device.tensor_from(rows.load()?).and_then(|rows| VmfStats::from_rows(&rows, weights, precision));
+        sums.and_then(|stats| Vmf::from_stats(&stats)).in_file(path)?
     };
     let log_likelihood = vmf.log_normalizer() + vmf.kappa() * vmf.resultant_length();
     let assigned = vec![0; rows.matrix.rows()];
