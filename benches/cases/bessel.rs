@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result, ensure};
 use ndarray::{Array1, Ix1};
-use orthant::{Device, Real, Tensor, kernels};
+use orthant::{Arithmetic, Device, DoubleSingle, Real, Tensor, kernels};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -42,6 +42,7 @@ pub fn run(bench: &mut Bench, places: &[Place]) -> Result<()> {
         Effort::Quick => (&[10_000, 1_000_000], 0.1),
         Effort::Full => (&[10_000, 1_000_000, 4_000_000], 1.0),
     };
+    let pairs = extended(places)?;
     for &largest in &[150.0, 1e4] {
         for (index, name) in NAMES.iter().enumerate() {
             // Seconds a point of the slowest place: a size that would take too long is left out.
@@ -54,11 +55,15 @@ pub fn run(bench: &mut Bench, places: &[Place]) -> Result<()> {
                 let points = Points::new(&golden, length, largest);
                 let reference = points.reference(calls::<f64>()[index])?;
                 let mut cases = Vec::new();
-                for place in places.iter().filter(|place| place.hardware || length <= 10_000) {
-                    cases.push(case::<f32>(&points, &golden, &reference, index, place)?);
+                let here = |place: &&Place| place.hardware || length <= 10_000;
+                for place in places.iter().filter(here) {
+                    cases.push(case::<f32>(&points, &golden, &reference, index, place, &place.device, "f32")?);
                     if place.device.as_gpu().is_none_or(|gpu| gpu.has_f64()) {
-                        cases.push(case::<f64>(&points, &golden, &reference, index, place)?);
+                        cases.push(case::<f64>(&points, &golden, &reference, index, place, &place.device, "f64")?);
                     }
+                }
+                for (place, device, dtype) in pairs.iter().filter(|(place, ..)| here(place)) {
+                    cases.push(case::<DoubleSingle>(&points, &golden, &reference, index, place, device, dtype)?);
                 }
                 let hardware: Vec<bool> = cases.iter().map(|case| case.place.hardware).collect();
                 let seconds = bench.time("bessel", cases);
@@ -71,31 +76,52 @@ pub fn run(bench: &mut Bench, places: &[Place]) -> Result<()> {
     Ok(())
 }
 
-fn case<'a, T: Real + Narrow>(
+/// The GPUs once more for each arithmetic that they can compute pairs in.
+fn extended(places: &[Place]) -> Result<Vec<(&Place, Device, &'static str)>> {
+    let mut all = Vec::new();
+    for place in places {
+        let Some(gpu) = place.device.as_gpu() else { continue };
+        for (arithmetic, dtype) in [(Arithmetic::DoubleSingle, "double-single"), (Arithmetic::F64, "pairs, in f64")] {
+            let device = Device::gpu_at(gpu.info().index)?;
+            if device.as_gpu().is_some_and(|gpu| gpu.use_arithmetic(arithmetic).is_ok()) {
+                all.push((place, device, dtype));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// On `device`, which is that of `place` or the same adapter with another arithmetic for pairs.
+fn case<'a, T: Real>(
     points: &'a Points,
     golden: &'a Golden,
     reference: &'a [f64],
     index: usize,
     place: &'a Place,
+    device: &'a Device,
+    dtype: &'static str,
 ) -> Result<Case<'a>> {
     let call = calls::<T>()[index];
-    let order: Array1<T> = points.order.iter().map(|&v| T::narrow(v)).collect();
-    let x: Array1<T> = points.x.iter().map(|&x| T::narrow(x)).collect();
-    let single = T::NAME == "f32";
+    let order: Array1<T> = points.order.iter().map(|&v| T::from_f64(v)).collect();
+    let x: Array1<T> = points.x.iter().map(|&x| T::from_f64(x)).collect();
     let sample = points.order.iter().zip(&points.x).take(10_000);
-    let counted: f64 = sample.clone().map(|(&v, &x)| operations(NAMES[index], single, v, x)).sum();
+    let count = |(&v, &x): (&f64, &f64)| match dtype {
+        "double-single" => pair_operations(NAMES[index], v, x),
+        _ => operations(NAMES[index], dtype == "f32", v, x),
+    };
+    let counted: f64 = sample.clone().map(count).sum();
     let length = points.order.len();
     let work = Work {
         kernel: NAMES[index].into(),
         shape: format!("{length}, orders to {}", points.largest),
-        dtype: T::NAME,
+        dtype,
         flops: counted / sample.len() as f64 * length as f64,
         bytes: (3 * length * size_of::<T>()) as f64,
         traffic: Some(Traffic::Copy),
     };
     let check = move |values: &Array1<T>| points.check::<T>(index, golden, values, reference);
-    let tensors = (place.device.tensor(&order)?, place.device.tensor(&x)?);
-    Ok(match place.device.as_gpu() {
+    let tensors = (device.tensor(&order)?, device.tensor(&x)?);
+    Ok(match device.as_gpu() {
         None => {
             // The result stays a tensor: only the call is timed.
             let run = move || {
@@ -105,7 +131,6 @@ fn case<'a, T: Real + Narrow>(
             Case::new(work, place, run, check)
         }
         Some(gpu) => {
-            let device = &place.device;
             let run = move || {
                 let upload = || Ok((device.tensor(&order)?, device.tensor(&x)?));
                 staged(gpu, upload, |(order, x)| call(order, x), |values| values.to_array())
@@ -150,10 +175,15 @@ impl Points {
         Ok(values.iter().rev().copied().collect())
     }
 
-    /// Within 16 eps of the scaled error of the table, the widest bound that orthant promises, and within twice that of f64 on the CPU.
+    /// Within 16 eps (pairs: of 1e-13 / 16) of the scaled error of the table, the widest bound that orthant promises, and within twice that of f64 on the CPU.
     fn check<T: Real>(&self, index: usize, golden: &Golden, values: &Array1<T>, reference: &[f64]) -> Result<String> {
         let name = NAMES[index];
-        let eps = if T::NAME == "f32" { f64::from(f32::EPSILON) } else { f64::EPSILON };
+        let eps = match T::NAME {
+            "f32" => f64::from(f32::EPSILON),
+            "f64" => f64::EPSILON,
+            // Pairs are promised within 1e-13.
+            _ => 1e-13 / 16.0,
+        };
         let error = |at: usize, expected: f64| {
             let (v, x) = (self.order[at], self.x[at]);
             let scale = match name {
@@ -228,6 +258,31 @@ fn operations(name: &str, single: bool, v: f64, x: f64) -> f64 {
     }
 }
 
+/// Operations of f32 of one point in double-single, guards left out: as `shaders/shared/bessel_double_single.wgsl` counts them.
+fn pair_operations(name: &str, v: f64, x: f64) -> f64 {
+    let s = v.hypot(x);
+    let steps_to = |reach: f64| ((reach * reach - x * x).max(0.0).sqrt() - v).max(0.0);
+    match name {
+        "log_iv_dv" if s < 34.0 => 4500.0 + 170.0 * steps_to(34.0),
+        "log_iv" | "vmf_log_normalizer" if s < 25.0 && x <= 8.0 => {
+            let (mut term, mut sum, mut k) = (1.0, 1.0, 0.0);
+            while term > 1e-16 * sum {
+                k += 1.0;
+                term *= x * x / (4.0 * k * (v + k));
+                sum += term;
+            }
+            1100.0 + 105.0 * k
+        }
+        "log_iv" | "vmf_log_normalizer" if s < 25.0 => 2900.0 + 95.0 * steps_to(25.0),
+        "iv_ratio" | "iv_ratio_complement" | "log_iv_dx" if s < 25.0 => 250.0 + 300.0 * (4.2 * x.sqrt() + 3.0),
+        "log_kv" | "log_kv_dx" if s < 25.0 => 1500.0 + 1300.0 * 40.0,
+        "log_kv_dv" if s < 34.0 => 1500.0 + 1300.0 * 40.0,
+        "log_iv" | "log_kv" | "vmf_log_normalizer" => 1800.0,
+        "log_iv_dv" | "log_kv_dv" => 1900.0,
+        _ => 1750.0,
+    }
+}
+
 /// The published tables' rows whose inputs f32 holds.
 struct Golden {
     rows: Vec<GoldenRow>,
@@ -275,21 +330,5 @@ impl GoldenRow {
             // Above, 1 - ratio would lose the digits that the complement is there for.
             _ => of("ratio_i").filter(|ratio| *ratio < 0.5).map(|ratio| 1.0 - ratio),
         }
-    }
-}
-
-trait Narrow {
-    fn narrow(value: f64) -> Self;
-}
-
-impl Narrow for f32 {
-    fn narrow(value: f64) -> Self {
-        value as f32
-    }
-}
-
-impl Narrow for f64 {
-    fn narrow(value: f64) -> Self {
-        value
     }
 }

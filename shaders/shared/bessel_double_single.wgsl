@@ -3,21 +3,21 @@
 // nothing overflows there.
 // With s = hypot(v, x), t = v / s, t0 = asinh(v / x):
 //
-//   s >= 20 (d/dv: 34): one Debye expansion (DLMF 10.41.3-4) in 1/s with coefficients in t^2, so that v = 0 is no case
+//   s >= 25 (d/dv: 34): one Debye expansion (DLMF 10.41.3-4) in 1/s with coefficients in t^2, so that v = 0 is no case
 //   apart; what lies beyond its fourth term is below 2^-22 of the first and is summed in single
 //     ln I = s - v t0 - ln(2 pi s)/2 + ln U(1/s)      ln K = v t0 - s + ln(pi / 2s)/2 + ln U(-1/s)
 //     (ln I)' = s/x - x/s^2 W/U (1/s)                 (ln K)' = -s/x - x/s^2 W/U (-1/s)
 //     d/dv ln I = -t0 - t/s V/U (1/s)                 d/dv ln K = t0 - t/s V/U (-1/s)
-//   s < 20: ln I by its power series (DLMF 10.25.2) for x <= 8, else by I_{v-1} = I_{v+1} + (2v/x) I_v down from orders
+//   s < 25: ln I by its power series (DLMF 10.25.2) for x <= 8, else by I_{v-1} = I_{v+1} + (2v/x) I_v down from orders
 //   where the expansion holds; the ratio by a downward recurrence of what is left of I_{v+1}/I_v beside
 //   x / (v + 1/2 + hypot(v + 1/2, x)); d/dv ln I by that of the ratios' slopes; K by the trapezoid rule on (10.32.9).
 //
 // Errors within 1e-13: of max(|value|, s) for the logs, of the value for ratio, complement and d/dx, of max(1, |value|)
-// for d/dv; for v to 1e6 and x from 1e-8 to 1e8.
+// for d/dv (2e-13 for d/dv ln I below 34, the sum of up to 35 slopes); for v to 1e6 and x from 1e-8 to 1e8.
 // Operations of f32 a point, guards left out (a sum is 20 or 11, a product 22, a quotient 32, a log 290, an exp 310),
-// s >= 20: logs 1800, ratio and d/dx 1750, d/dv 1900. Below: ln I 1100 + 105 a term (at most 32), or 2900 + 95 a step (at
-// most 21); ratio, complement and (ln I)' 250 + 300 a step (4.2 sqrt(x) + 3); d/dv ln I 4500 + 170 a step (at most 35);
-// K 1500 + 1300 a node (18 to 160).
+// s >= 25: logs 1800, ratio and d/dx 1750, d/dv 1900. Below: ln I 1100 + 105 a term (at most 32), or 2900 + 95 a step (at
+// most 26); ratio, complement and (ln I)' 250 + 300 a step (4.2 sqrt(x) + 3); d/dv ln I 4500 + 170 a step (at most 35);
+// K 1500 + 1300 a node (18 to 180).
 
 const LN_PI: vec2<f32> = vec2(1.1447299, 3.317301e-8);
 const LN_2PI: vec2<f32> = vec2(1.837877, 3.1268353e-8);
@@ -37,7 +37,7 @@ fn bessel(v: vec2<f32>, x: vec2<f32>) -> vec2<f32> {
         return log_iv(v, x, s);
     }
     if FUNCTION == LOG_KV {
-        if s.x >= 20.0 { return debye_log_kv(v, x, s); }
+        if s.x >= 25.0 { return debye_log_kv(v, x, s); }
         return integrate_kv(v, x, s).log;
     }
     if FUNCTION == IV_RATIO {
@@ -47,11 +47,11 @@ fn bessel(v: vec2<f32>, x: vec2<f32>) -> vec2<f32> {
         return ratios(v, x).complement;
     }
     if FUNCTION == LOG_IV_DX {
-        if s.x >= 20.0 { return ds_sub(ds_div(s, x), debye_dx(ds_inverse(s), v, x)); }
+        if s.x >= 25.0 { return ds_sub(ds_div(s, x), debye_dx(ds_inverse(s), v, x)); }
         return ds_add(ds_div(v, x), recur_ratio(v, x).ratio);
     }
     if FUNCTION == LOG_KV_DX {
-        if s.x >= 20.0 { return ds_sub(-ds_div(s, x), debye_dx(-ds_inverse(s), v, x)); }
+        if s.x >= 25.0 { return ds_sub(-ds_div(s, x), debye_dx(-ds_inverse(s), v, x)); }
         return integrate_kv(v, x, s).dx;
     }
     if FUNCTION == LOG_IV_DV {
@@ -82,7 +82,7 @@ fn at_zero(v: vec2<f32>) -> vec2<f32> {
 // minus the log of the sphere's area.
 fn vmf_log_normalizer(v: vec2<f32>, x: vec2<f32>) -> vec2<f32> {
     let s = hypot(v, x);
-    if s.x < 20.0 && x.x <= 8.0 {
+    if s.x < 25.0 && x.x <= 8.0 {
         let l = ds_log1p(v);
         let power = ds_mul(v, ds_sub(ds_add_f32(l, -1.0), LN_PI));
         let rest = ds_sub(ds_add(0.5 * l, stirling_rest(v)), LN_2PI);
@@ -146,7 +146,7 @@ fn debye_dv(r: vec2<f32>, v: vec2<f32>) -> vec2<f32> {
     return ds_mul(ds_mul(v, ds_square(r)), quotient);
 }
 
-// ln(1 + a), |a| < 0.012: single from the fourth power on
+// ln(1 + a), |a| < 0.009: single from the fourth power on
 fn log1p_small(a: vec2<f32>) -> vec2<f32> {
     let high = -0.25 + a.x * (0.2 - a.x * (0.16666667 - a.x * 0.14285715));
     var p = ds_add_loose(vec2(0.33333334, -9.934108e-9), ds(a.x * high));
@@ -171,9 +171,9 @@ fn poly4(y: vec2<f32>, c0: vec2<f32>, c1: vec2<f32>, c2: vec2<f32>, c3: vec2<f32
 }
 
 
-// sum_{k>=1} r^k U_k(t) / t^k, y = t^2, |r| <= 1/20
+// sum_{k>=1} r^k U_k(t) / t^k, y = t^2, |r| <= 1/25
 fn debye_u(r: vec2<f32>, y: vec2<f32>) -> vec2<f32> {
-    let rest = debye_u_rest(20.0 * r.x, y.x);
+    let rest = debye_u_rest(25.0 * r.x, y.x);
     let u1 = poly1(y, ds(0.125), vec2(-0.20833333, -4.967054e-9));
     let u2 = poly2(y, ds(0.0703125), vec2(-0.40104166, -9.934108e-9), vec2(0.3342014, -6.6227384e-9));
     let u3 = poly3(y, ds(0.07324219), vec2(-0.8912109, -2.3841858e-8), vec2(1.8464627, -5.2981907e-8),
@@ -187,54 +187,41 @@ fn debye_u(r: vec2<f32>, y: vec2<f32>) -> vec2<f32> {
     return ds_mul(r, sum);
 }
 
-// sum_{k>=5} of the expansion over r^5, rho = 20 r, in single: its value at y = 0 and y times a sum of Chebyshev polynomials in
+// sum_{k>=5} of the expansion over r^5, rho = 25 r, in single: its value at y = 0 and y times a sum of Chebyshev polynomials in
 // 2 y - 1, after Clenshaw, which alone would lose two digits near y = 0.
 fn debye_u_rest(rho: f32, y: f32) -> f32 {
     let z = 2.0 * y - 1.0;
-    let start = 0.227108 + rho * (0.02862506 + rho * (0.004319552 + rho * (0.00075940805 + rho * (0.00015124764
-        + rho * (3.385046e-5 + rho * (1.0320938e-5 + rho * 3.0298704e-6))))));
+    let start = 0.227108 + rho * (0.02290012 + rho * (0.0027643992 + rho * (0.0003882506 + rho * (6.224101e-5
+        + rho * (1.2214605e-5 + rho * 2.5254321e-6)))));
     let twice = 2.0 * z;
-    let b12 = -2.1298355e-8 + rho * (1.4930669e-7 + rho * (3.1731994e-7 + rho * (-3.7983753e-7
-        + rho * -5.621271e-7)));
-    let b11 = twice * b12 + (-1.3981335e-8 + rho * (2.1915949e-7 + rho * (4.208015e-7 + rho * (-1.5383724e-6
-        + rho * (-1.8975375e-6 + rho * (2.323343e-6 + rho * 2.444232e-6))))));
-    let b10 = twice * b11 - b12 + (2.9677052e-8 + rho * (8.159249e-8 + rho * (-9.0806265e-7 + rho * (-1.0411188e-6
-        + rho * (4.2140055e-6 + rho * (3.4847337e-6 + rho * (-7.2610296e-6 + rho * -6.0739067e-6)))))));
-    let b9 = twice * b10 - b11 + (3.4525973e-9 + rho * (-1.245363e-7 + rho * (-1.6857491e-7 + rho * (1.5997613e-6
-        + rho * (1.3013506e-6 + rho * (2.4149106e-6 + rho * (5.976304e-6 + rho * (1.3057179e-5
-        + rho * 7.219027e-6))))))));
-    let b8 = twice * b9 - b10 + (-4.436937e-9 + rho * (1.7069384e-7 + rho * (2.169694e-7 + rho * (-2.2011689e-6
-        + rho * (-4.8012032e-5 + rho * (-3.9484254e-5 + rho * (-2.424436e-5 + rho * (-2.311967e-5
-        + rho * -1.0911953e-5))))))));
-    let b7 = twice * b8 - b9 + (5.424113e-9 + rho * (-2.17533e-7 + rho * (-2.6550572e-7 + rho * (0.00031110467
-        + rho * (0.0002615232 + rho * (0.00012515817 + rho * (5.244914e-5 + rho * (3.4785524e-5
-        + rho * 1.4802864e-5))))))));
-    let b6 = twice * b7 - b8 + (-6.4113386e-9 + rho * (2.6442154e-7 + rho * (-0.0023427738 + rho * (-0.0016065465
-        + rho * (-0.00070048665 + rho * (-0.00024692845 + rho * (-8.505045e-5 + rho * (-4.686977e-5
-        + rho * -1.8723378e-5))))))));
-    let b5 = twice * b6 - b7 + (7.398562e-9 + rho * (0.020758491 + rho * (0.01124646 + rho * (0.0040365322
-        + rho * (0.0012764502 + rho * (0.00038104405 + rho * (0.00011847366 + rho * (5.8990216e-5
-        + rho * 2.2644483e-5))))))));
-    let b4 = twice * b5 - b6 + (-0.22040683 + rho * (-0.091338366 + rho * (-0.026366921 + rho * (-0.0070024338
-        + rho * (-0.0018854538 + rho * (-0.0005164887 + rho * (-0.00015191622 + rho * (-7.110957e-5
-        + rho * -2.6565558e-5))))))));
-    let b3 = twice * b4 - b5 + (0.88162726 + rho * (0.19896679 + rho * (0.043573856 + rho * (0.010043071
-        + rho * (0.0024954004 + rho * (0.00065188383 + rho * (0.00018535774 + rho * (8.322908e-5
-        + rho * 3.0486637e-5))))))));
-    let b2 = twice * b3 - b4 + (-1.7793802 + rho * (-0.31385487 + rho * (-0.060856283 + rho * (-0.0130737405
-        + rho * (-0.0031052874 + rho * (-0.0008102075 + rho * (-0.00021879934 + rho * (-6.478849e-5
-        + rho * (-3.4407716e-5 + rho * -1.358225e-5)))))))));
-    let b1 = twice * b2 - b3 + (2.688824 + rho * (0.428249 + rho * (0.07813304 + rho * (0.016110927
-        + rho * (0.003715179 + rho * (0.00094796665 + rho * (0.00025224092 + rho * (7.3764015e-5
-        + rho * (3.832879e-5 + rho * 1.4979565e-5)))))))));
-    return start + y * (z * b1 - b2 + (-1.7985561 + rho * (-0.27140272 + rho * (-0.047705054 + rho * (-0.009577731
-        + rho * (-0.002162536 + rho * (-0.0005290455 + rho * (-0.00014284127 + rho * (-5.9793758e-5
-        + rho * -2.1124935e-5)))))))));
+    let b11 = -2.0824274e-8 + rho * (7.459594e-8 + rho * 1.0829399e-7);
+    let b10 = twice * b11 + (-3.3074922e-8 + rho * (-8.745084e-8 + rho * (5.469607e-7 + rho * (6.5896523e-7
+        + rho * (-1.2180334e-6 + rho * -1.1657653e-6)))));
+    let b9 = twice * b10 - b11 + (-7.1089086e-9 + rho * (2.1980706e-7 + rho * (2.2244801e-7 + rho * (-1.6924329e-6
+        + rho * (-1.0717694e-6 + rho * (5.700611e-6 + rho * 4.058738e-6))))));
+    let b8 = twice * b9 - b10 + (1.1269773e-8 + rho * (1.8525848e-8 + rho * (-3.5402687e-7 + rho * (-2.4187955e-7
+        + rho * (-1.7261154e-5 + rho * (-1.4554823e-5 + rho * (-1.0106205e-5 + rho * -4.015478e-6)))))));
+    let b7 = twice * b8 - b9 + (-1.5688123e-8 + rho * (-2.3991262e-8 + rho * (4.9383976e-7 + rho * (0.00015815976
+        + rho * (0.00010387397 + rho * (4.306945e-5 + rho * (1.882501e-5 + rho * 6.234003e-6)))))));
+    let b6 = twice * b7 - b8 + (2.014524e-8 + rho * (2.9463317e-8 + rho * (-0.0015002112 + rho * (-0.000821185
+        + rho * (-0.00028282584 + rho * (-8.34126e-5 + rho * (-2.8706276e-5 + rho * -8.5400325e-6)))))));
+    let b5 = twice * b6 - b7 + (-2.4603132e-8 + rho * (0.016607007 + rho * (0.007198742 + rho * (0.0020650967
+        + rho * (0.0005178928 + rho * (0.00012780105 + rho * (3.880319e-5 + rho * 1.085366e-5)))))));
+    let b4 = twice * b5 - b6 + (-0.22040679 + rho * (-0.07307094 + rho * (-0.01687601 + rho * (-0.0035833975
+        + rho * (-0.000766493 + rho * (-0.00017262499 + rho * (-4.8905174e-5 + rho * -1.3167058e-5)))))));
+    let b3 = twice * b4 - b5 + (0.88162726 + rho * (0.15917371 + rho * (0.02788862 + rho * (0.0051399623
+        + rho * (0.0010154794 + rho * (0.00021743272 + rho * (5.900688e-5 + rho * 1.5480487e-5)))))));
+    let b2 = twice * b3 - b4 + (-1.7793802 + rho * (-0.25108382 + rho * (-0.038949545 + rho * (-0.0066946843
+        + rho * (-0.0012644414 + rho * (-0.00026224324 + rho * (-6.910861e-5 + rho * -1.7793911e-5)))))));
+    let b1 = twice * b2 - b3 + (2.688824 + rho * (0.34259912 + rho * (0.05000684 + rho * (0.008249818
+        + rho * (0.0015134054 + rho * (0.00030705292 + rho * (7.921034e-5 + rho * 2.0107336e-5)))))));
+    return start + y * (z * b1 - b2 + (-1.7985561 + rho * (-0.21712236 + rho * (-0.03053217 + rho * (-0.0049023917
+        + rho * (-0.0008811849 + rho * (-0.0001759315 + rho * (-4.4656033e-5 + rho * -1.121038e-5))))))));
 }
 
 // The same with each power t^e of U_k weighted by 1/2 + e, and 1/2 for k = 0
 fn debye_w(r: vec2<f32>, y: vec2<f32>) -> vec2<f32> {
-    let rest = debye_w_rest(20.0 * r.x, y.x);
+    let rest = debye_w_rest(25.0 * r.x, y.x);
     let w1 = poly1(y, ds(0.1875), vec2(-0.7291667, 1.9868216e-8));
     let w2 = poly2(y, ds(0.17578125), ds(-1.8046875), vec2(2.172309, 1.05963814e-7));
     let w3 = poly3(y, ds(0.25634766), vec2(-4.90166, -1.9073487e-7), vec2(13.84847, 3.1789145e-7),
@@ -248,57 +235,50 @@ fn debye_w(r: vec2<f32>, y: vec2<f32>) -> vec2<f32> {
     return ds_add_f32(ds_mul(r, sum), 0.5);
 }
 
-// sum_{k>=5} of the expansion over r^5, rho = 20 r, in single: its value at y = 0 and y times a sum of Chebyshev polynomials in
+// sum_{k>=5} of the expansion over r^5, rho = 25 r, in single: its value at y = 0 and y times a sum of Chebyshev polynomials in
 // 2 y - 1, after Clenshaw, which alone would lose two digits near y = 0.
 fn debye_w_rest(rho: f32, y: f32) -> f32 {
     let z = 2.0 * y - 1.0;
-    let start = 1.249094 + rho * (0.18606278 + rho * (0.032394692 + rho * (0.0064560003 + rho * (0.0014491385
-        + rho * (0.0003529531 + rho * (9.4940115e-5 + rho * (3.9524555e-5 + rho * 1.3921907e-5)))))));
+    let start = 1.249094 + rho * (0.14885035 + rho * (0.020733219 + rho * (0.0033045476 + rho * (0.00059054286
+        + rho * (0.000117347685 + rho * (2.9639881e-5 + rho * 7.4150353e-6))))));
     let twice = 2.0 * z;
-    let b15 = -4.9342713e-8 + rho * (-1.9933829e-7 + rho * (2.332196e-7 + rho * 4.764604e-7));
-    let b14 = twice * b15 + (2.7433018e-8 + rho * (-3.5427294e-7 + rho * (-7.8529814e-7 + rho * (2.282923e-6
-        + rho * (3.2489052e-6 + rho * (-2.8914178e-6 + rho * -3.4439954e-6))))));
-    let b13 = twice * b14 - b15 + (-6.837864e-8 + rho * (-3.0433822e-7 + rho * (1.9824736e-6 + rho * (3.7221498e-6
-        + rho * (-8.3671e-6 + rho * (-1.1566278e-5 + rho * (9.1956945e-6 + rho * 1.12068e-5)))))));
-    let b12 = twice * b13 - b14 + (-2.3983313e-8 + rho * (6.296951e-7 + rho * (1.1580003e-6 + rho * (-7.852866e-6
-        + rho * (-8.7871695e-6 + rho * (2.5261934e-5 + rho * (2.249091e-5 + rho * (-2.6598023e-5
-        + rho * -2.3958057e-5))))))));
-    let b11 = twice * b12 - b13 + (3.827337e-8 + rho * (1.2841612e-7 + rho * (-1.8576868e-6 + rho * (-2.4903911e-6
-        + rho * (1.42115e-5 + rho * (1.3313807e-5 + rho * (-3.6901223e-5 + rho * (-1.706214e-5
-        + rho * (5.1227853e-5 + rho * 3.6282283e-5)))))))));
-    let b10 = twice * b11 - b12 + (-5.4062046e-8 + rho * (-1.6751125e-7 + rho * (2.632145e-6 + rho * (3.2552846e-6
-        + rho * (-2.0232093e-5 + rho * (-1.7458387e-5 + rho * (3.722957e-6 + rho * (-2.0746123e-5
-        + rho * (-9.405635e-5 + rho * -5.6018864e-5)))))))));
-    let b9 = twice * b10 - b11 + (7.021222e-8 + rho * (2.0679346e-7 + rho * (-3.4246648e-6 + rho * (-4.0239183e-6
-        + rho * (2.639703e-5 + rho * (0.0002604629 + rho * (0.00016812581 + rho * (0.00010150218
-        + rho * (0.00014649889 + rho * 7.7269586e-5)))))))));
-    let b8 = twice * b9 - b10 + (-8.63961e-8 + rho * (-2.4608272e-7 + rho * (4.218871e-6 + rho * (4.7926933e-6
-        + rho * (-0.0013067373 + rho * (-0.0010829463 + rho * (-0.00048049996 + rho * (-0.00020562456
-        + rho * (-0.00020185976 + rho * -9.8786484e-5)))))))));
-    let b7 = twice * b8 - b9 + (-5.4983835e-9 + rho * (2.8537184e-7 + rho * (3.9084173e-7 + rho * (0.0075476174
-        + rho * (0.0051292363 + rho * (0.0023799147 + rho * (0.0009729762 + rho * (0.00031501782
-        + rho * (0.00011920676 + rho * (0.00012031495 + rho * 5.5336135e-5))))))))));
-    let b6 = twice * b7 - b8 + (6.2060215e-9 + rho * (-3.2466096e-7 + rho * (-0.050376832 + rho * (-0.027431749
-        + rho * (-0.010616752 + rho * (-0.003819313 + rho * (-0.0013716522 + rho * (-0.00042468408
-        + rho * (-0.00015327295 + rho * (-0.00014184316 + rho * -6.398461e-5))))))))));
-    let b5 = twice * b6 - b7 + (-6.9136594e-9 + rho * (0.3840382 + rho * (0.16307941 + rho * (0.05281635
-        + rho * (0.016406693 + rho * (0.0052677034 + rho * (0.0017703222 + rho * (0.0005343434
-        + rho * (0.00018733944 + rho * (0.00016337138 + rho * 7.263309e-5))))))))));
-    let b4 = twice * b5 - b6 + (-3.4163055 + rho * (-1.0919133 + rho * (-0.29272652 + rho * (-0.07864402
-        + rho * (-0.02219599 + rho * (-0.0067158295 + rho * (-0.0021690035 + rho * (-0.0006440031
-        + rho * (-0.00022140585 + rho * (-0.00018489962 + rho * -8.128157e-5))))))))));
-    let b3 = twice * b4 - b5 + (8.375459 + rho * (1.8387812 + rho * (0.4222275 + rho * (0.104457885
-        + rho * (0.027985914 + rho * (0.008163969 + rho * (0.002567682 + rho * (0.00075366284 + rho * (0.0002554723
-        + rho * (0.00020642784 + rho * 8.993005e-5))))))))));
-    let b2 = twice * b3 - b4 + (-13.409855 + rho * (-2.581823 + rho * (-0.5518505 + rho * (-0.13027072
-        + rho * (-0.0337757 + rho * (-0.009612112 + rho * (-0.0029663611 + rho * (-0.0008633226
-        + rho * (-0.00028953873 + rho * (-0.00022795607 + rho * -9.857853e-5))))))))));
-    let b1 = twice * b2 - b3 + (18.361803 + rho * (3.3271387 + rho * (0.68139946 + rho * (0.15608564
-        + rho * (0.039565474 + rho * (0.011060253 + rho * (0.00336504 + rho * (0.00097298226 + rho * (0.00032360514
-        + rho * (0.0002494843 + rho * 0.00010722701))))))))));
-    return start + y * (z * b1 - b2 + (-11.702535 + rho * (-2.0351658 + rho * (-0.40550283 + rho * (-0.09094932
-        + rho * (-0.02267765 + rho * (-0.006254197 + rho * (-0.0018818596 + rho * (-0.000541321
-        + rho * (-0.00017883579 + rho * (-0.00013550626 + rho * -5.7937745e-5)))))))))));
+    let b13 = 5.4879845e-8 + rho * 1.1995043e-7;
+    let b12 = twice * b13 + (-6.725249e-8 + rho * (-2.1901249e-7 + rho * (1.0248675e-6 + rho * (1.5054973e-6
+        + rho * (-1.8873482e-6 + rho * -2.1342728e-6)))));
+    let b11 = twice * b12 - b13 + (-4.134667e-8 + rho * (-1.08210614e-7 + rho * (1.2716185e-6 + rho * (1.3926865e-6
+        + rho * (-5.9493323e-6 + rho * (-4.7275516e-6 + rho * (8.303629e-6 + rho * 7.919598e-6)))))));
+    let b10 = twice * b11 - b12 + (8.662921e-8 + rho * (1.8182087e-7 + rho * (-2.6962077e-6 + rho * (-2.3569135e-6
+        + rho * (1.2874213e-5 + rho * (8.098651e-6 + rho * (-3.1686486e-5 + rho * -2.1969588e-5)))))));
+    let b9 = twice * b10 - b11 + (5.8898806e-9 + rho * (-2.6247835e-7 + rho * (-2.895484e-7 + rho * (3.4149966e-6
+        + rho * (2.2584056e-6 + rho * (6.645577e-5 + rho * (5.6216304e-5 + rho * (4.548436e-5
+        + rho * 1.9218702e-5))))))));
+    let b8 = twice * b9 - b10 + (-7.3397186e-9 + rho * (3.4438816e-7 + rho * (3.611537e-7 + rho * (-4.4897733e-6
+        + rho * (-0.0005247175 + rho * (-0.0003308335 + rho * (-0.0001409045 + rho * (-7.397982e-5
+        + rho * -2.7267084e-5))))))));
+    let b7 = twice * b8 - b9 + (8.789559e-9 + rho * (-4.263526e-7 + rho * (-4.3275912e-7 + rho * (0.003872793
+        + rho * (0.0021061525 + rho * (0.0007506879 + rho * (0.00024107345 + rho * (0.000103584156
+        + rho * 3.5370234e-5))))))));
+    let b6 = twice * b7 - b8 + (-1.0239401e-8 + rho * (5.0831585e-7 + rho * (-0.032240387 + rho * (-0.014054937
+        + rho * (-0.004354638 + rho * (-0.0012172137 + rho * (-0.00034342578 + rho * (-0.00013324566
+        + rho * -4.3473396e-5))))))));
+    let b5 = twice * b6 - b7 + (1.1689243e-8 + rho * (0.30722967 + rho * (0.10436993 + rho * (0.027053323
+        + rho * (0.006726997 + rho * (0.0016866861 + rho * (0.00044577653 + rho * (0.00016290572
+        + rho * 5.1576604e-5))))))));
+    let b4 = twice * b5 - b6 + (-3.4163058 + rho * (-0.87352973 + rho * (-0.18734398 + rho * (-0.040278558
+        + rho * (-0.009099092 + rho * (-0.0021560718 + rho * (-0.00054813025 + rho * (-0.00019256586
+        + rho * -5.96798e-5))))))));
+    let b3 = twice * b4 - b5 + (8.375459 + rho * (1.4710239 + rho * (0.2702245 + rho * (0.053496726
+        + rho * (0.011471444 + rho * (0.002625462 + rho * (0.00065048324 + rho * (0.00022222601
+        + rho * 6.7783e-5))))))));
+    let b2 = twice * b3 - b4 + (-13.409855 + rho * (-2.0654573 + rho * (-0.35318312 + rho * (-0.06671436
+        + rho * (-0.013843739 + rho * (-0.0030948534 + rho * (-0.0007528364 + rho * (-0.00025188614
+        + rho * -7.58862e-5))))))));
+    let b1 = twice * b2 - b3 + (18.361803 + rho * (2.6617107 + rho * (0.43609437 + rho * (0.07992037
+        + rho * (0.016216032 + rho * (0.0036100058 + rho * (0.0008551895 + rho * (0.00022053017 + rho * (8.39894e-5
+        + rho * 2.7118276e-5)))))))));
+    return start + y * (z * b1 - b2 + (-11.702536 + rho * (-1.6281319 + rho * (-0.25952113 + rho * (-0.046575397
+        + rho * (-0.009294172 + rho * (-0.0020168172 + rho * (-0.0004787713 + rho * (-0.00015560321
+        + rho * -4.60463e-5)))))))));
 }
 
 // 1/2 + sum r^k v_k, v_k = (1/2 + k) p_k - 2 (1 - y) dp_k/dy for p_k(y) = U_k / t^k; |r| <= 1/34
@@ -344,7 +324,7 @@ fn debye_v_rest(rho: f32, y: f32) -> f32 {
     return start + y * (z * b1 - b2 + (-72.13373 + rho * (-8.846485 + rho * (-1.208039 + rho * (-0.18183048
         + rho * (-0.029962383 + rho * (-0.005791341 + rho * -0.0011484034)))))));
 }
-// ---- s < 20: I ----
+// ---- s < 25: I ----
 
 // sum_{k>=1} q^k / (k! (v+1)..(v+k)), q = x^2/4
 fn power_series(v: vec2<f32>, x: vec2<f32>) -> vec2<f32> {
@@ -385,8 +365,8 @@ fn stirling_rest(v: vec2<f32>) -> vec2<f32> {
     p = ds_add_loose(vec2(-0.077215664, -8.128068e-10), ds_mul(w, p));
     return ds_mul(w, p);
 }
-// Down from orders w + 1 and w = v + steps, where the expansion holds, by I_{j-1} = I_{j+1} + (2j/x) I_j; no step where s >= 20.
-// I_v / I_w stays below 1e9 for x > 8.
+// Down from orders w + 1 and w = v + steps, where the expansion holds, by I_{j-1} = I_{j+1} + (2j/x) I_j; no step where s >= 25.
+// I_v / I_w stays below 1e15 for x > 8.
 struct Descent {
     top: Debye,             // at w
     steps: f32,
@@ -394,8 +374,8 @@ struct Descent {
 }
 
 fn descend(v: vec2<f32>, x: vec2<f32>, s: vec2<f32>) -> Descent {
-    let missing = max(sqrt(max(400.0 - x.x * x.x, 0.0)) - v.x, 0.0) + 1.0;
-    let steps = select(0u, u32(missing), s.x < 20.0);
+    let missing = max(sqrt(max(625.0 - x.x * x.x, 0.0)) - v.x, 0.0) + 1.0;
+    let steps = select(0u, u32(missing), s.x < 25.0);
     let top = debye(ds_add_f32(v, f32(steps)), x);
     var here = ds(1.0);
     if steps > 0u {
@@ -412,7 +392,7 @@ fn descend(v: vec2<f32>, x: vec2<f32>, s: vec2<f32>) -> Descent {
 }
 
 fn log_iv(v: vec2<f32>, x: vec2<f32>, s: vec2<f32>) -> vec2<f32> {
-    if s.x < 20.0 && x.x <= 8.0 {
+    if s.x < 25.0 && x.x <= 8.0 {
         // v ln(x/2) - ln Gamma(1+v), with v (ln z - 1) of the second merged into the first: no cancellation near v = 0
         let z = ds_add_f32(v, 1.0);
         let merged = ds_mul(v, ds_add_f32(ds_log(ds_div(0.5 * x, z)), 1.0));
@@ -432,7 +412,7 @@ struct Ratio {
 
 fn ratios(v: vec2<f32>, x: vec2<f32>) -> Ratio {
     let s = hypot(v, x);
-    if s.x < 20.0 {
+    if s.x < 25.0 {
         return recur_ratio(v, x);
     }
     let correction = debye_dx(ds_inverse(s), v, x);
@@ -517,7 +497,7 @@ fn log_iv_dv(v: vec2<f32>, x: vec2<f32>, s: vec2<f32>) -> vec2<f32> {
     return -fall;
 }
 
-// ---- s < 20 (d/dv: 34): K ----
+// ---- s < 25 (d/dv: 34): K ----
 
 struct Kv {
     log: vec2<f32>,
