@@ -3,7 +3,8 @@
 // One invocation an element, five or six steps of the two ratios each.
 // Shared: bessel_f32.wgsl and real_f32.wgsl; bessel_f64.wgsl, real_f64.wgsl and stored_pairs.wgsl or stored_f64.wgsl; or
 // bessel_double_single.wgsl and real_pairs.wgsl; and what these need. The host appends the constants of bessel.wgsl with FUNCTION = IV_RATIO.
-// R of 0 gives 0; a root beyond 1e12 gives 1e12. A d out of [2, 1e7], an R or 1 - R out of [0, 1] is reported in status and gives NaN.
+// R of 0 gives 0; a root beyond 1e12 gives 1e12. A d out of [2, 1e7], an R or 1 - R out of [0, 1], a 1 - R that is not 1 less R to 1e-6 is
+// reported in status and gives NaN.
 
 struct Params {
     zero: u32,   // 0: see shared/double_single.wgsl
@@ -26,10 +27,10 @@ struct Params {
 
 fn solve(d: Real, r: Real, c: Real) -> Real {
     let d1 = add(d, real(-1.0));
-    if single(r) == 0.0 {
+    if is_zero(r) {
         return real(0.0);
     }
-    if single(c) <= 0.0 || single(d1) > 2e12 * single(c) {
+    if is_zero(c) || single(d1) > 2e12 * single(c) {
         return largest_kappa();
     }
     let order = add(mul(d, real(0.5)), real(-1.0));
@@ -74,9 +75,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let r = load(length_[params.length_offset + i]);
     let c = load(complement[params.complement_offset + i]);
     let valid = vec3(
-        order_in_domain(d) && single(d) >= 2.0 && single(d) <= 1e7,
-        order_in_domain(r) && single(r) <= 1.0,
-        order_in_domain(c) && single(c) <= 1.0,
+        order_in_domain(d) && less_equal(real(2.0), d),
+        order_in_domain(r) && less_equal(r, real(1.0)),
+        order_in_domain(c) && less_equal(c, real(1.0)) && abs(single(r) + single(c) - 1.0) <= 1e-6,
     );
     for (var quantity = 0u; quantity < 3u; quantity++) {
         if !valid[quantity] {

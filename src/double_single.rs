@@ -6,15 +6,13 @@ use std::fmt;
 /// A value as the unevaluated sum of two f32, `high + low`: 48 bits and more (relative error 2^-49 of a rounded f64), with f32's exponents.
 ///
 /// Tensors of it are how results of f64 class are computed on any GPU, those without f64 included: kernels over pairs chain on the device, and
-/// [`Tensor::to_f64_array`](crate::Tensor::to_f64_array) puts them together on the host. Values beyond f32's largest become infinite; the low word of
-/// one below 1e-30 loses digits to underflow.
+/// [`Tensor::to_f64_array`](crate::Tensor::to_f64_array) puts them together on the host. Values beyond f32's largest become infinite; one below
+/// 7e-24 (2^-77) may lose low bits to underflow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct DoubleSingle {
-    /// The value rounded to f32.
-    pub high: f32,
-    /// What that leaves, at most half a unit in the last place of `high`.
-    pub low: f32,
+    pub(crate) high: f32,
+    pub(crate) low: f32,
 }
 
 impl DoubleSingle {
@@ -23,6 +21,16 @@ impl DoubleSingle {
         let high = value as f32;
         let low = if high.is_finite() { (value - f64::from(high)) as f32 } else { 0.0 };
         Self { high, low }
+    }
+
+    /// The value rounded to f32.
+    pub fn high(self) -> f32 {
+        self.high
+    }
+
+    /// What that leaves, at most half a unit in the last place of [`DoubleSingle::high`].
+    pub fn low(self) -> f32 {
+        self.low
     }
 
     /// high + low, exactly.

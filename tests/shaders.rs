@@ -260,7 +260,7 @@ impl Run {
 fn pair_words(values: impl IntoIterator<Item = f64>) -> Vec<u32> {
     let words = |value: f64| {
         let pair = orthant::DoubleSingle::new(value);
-        [pair.high.to_bits(), pair.low.to_bits()]
+        [pair.high().to_bits(), pair.low().to_bits()]
     };
     values.into_iter().flat_map(words).collect()
 }

@@ -275,12 +275,22 @@ fn pair_operations(name: &str, v: f64, x: f64) -> f64 {
         }
         "log_iv" | "vmf_log_normalizer" if s < 25.0 => 2900.0 + 95.0 * steps_to(25.0),
         "iv_ratio" | "iv_ratio_complement" | "log_iv_dx" if s < 25.0 => 250.0 + 300.0 * (4.2 * x.sqrt() + 3.0),
-        "log_kv" | "log_kv_dx" if s < 25.0 => 1500.0 + 1300.0 * 40.0,
-        "log_kv_dv" if s < 34.0 => 1500.0 + 1300.0 * 40.0,
+        "log_kv" | "log_kv_dx" if s < 25.0 => 1500.0 + 1300.0 * nodes(v, x, s),
+        "log_kv_dv" if s < 34.0 => 1500.0 + 1300.0 * nodes(v, x, s),
         "log_iv" | "log_kv" | "vmf_log_normalizer" => 1800.0,
         "log_iv_dv" | "log_kv_dv" => 1900.0,
         _ => 1750.0,
     }
+}
+
+/// Nodes of the trapezoid rule in double-single, as `integrate_kv` of the shader spans them.
+fn nodes(v: f64, x: f64, s: f64) -> f64 {
+    let t0 = (v / x).asinh();
+    let (qd, qv) = (35.0 * (s + v) / (x * x), 35.0 / v.max(1e-18));
+    let reach = (qd + qd.sqrt() * (qd + 2.0).sqrt()).ln_1p();
+    let high = reach.min((qv + (qv + (2.0 * qv).sqrt()).ln_1p()).ln_1p());
+    let low = reach.min(0.5 * qv + (0.25 * qv * qv + 2.0 * qv).sqrt());
+    (high + low.min(t0)) * (s + 4.0).sqrt() / 0.55 + 2.0
 }
 
 /// The published tables' rows whose inputs f32 holds.

@@ -18,6 +18,9 @@ struct Results {
     log: vec2<f32>,         // ln |a|
     exp: vec2<f32>,         // e^-|ln |a||
     chain: vec2<f32>,       // x_8 of x_{k+1} = 3/4 x_k + a + b (k even) or a (k odd), x_0 = 0
+    loose: vec2<f32>,       // a + b
+    log1p: vec2<f32>,       // ln(1 + |a| / 128)
+    expm1: vec2<f32>,       // e^(|a| / 128) - 1
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -51,5 +54,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         }
     }
     out.chain = x;
+    out.loose = ds_add_loose(a, b);
+    out.log1p = ds_log1p(size / 128.0);
+    out.expm1 = ds_expm1(size / 128.0);
     results[i] = out;
 }

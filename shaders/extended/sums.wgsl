@@ -35,7 +35,10 @@ fn term(row: u32, column: u32) -> Real {
     }
     if FORM == UNIT_ROWS {
         let scale = 2u * (params.scales_offset + row);
-        return mul_f32(load(scales[scale]), element(at) * scales[scale + 1u].x);
+        let inverse_unit = scales[scale + 1u].x;
+        // A row that is not to be looked at has unit 0, and may hold NaN.
+        let value = select(0.0, element(at), inverse_unit > 0.0);
+        return mul_f32(load(scales[scale]), value * inverse_unit);
     }
     return real(element(at));
 }

@@ -1,5 +1,5 @@
 // Double-single arithmetic: a value is the unevaluated sum of two f32, vec2(high, low), |low| <= ulp(high) / 2: 48 bits and
-// more, with the exponents of f32 (the low word of a value below 1e-30 loses bits to underflow). u = 2^-24 in the bounds,
+// more, with the exponents of f32 (a value below 2^-77, 7e-24, may lose low bits to underflow). u = 2^-24 in the bounds,
 // which hold where f32 addition and multiplication round to nearest; division may err by 5 u, sqrt by 9 u.
 //
 // An optimiser that treats floats as real numbers turns every error term into 0. What it must not see through passes an
@@ -173,7 +173,7 @@ fn ds_log_exponent(value: f32) -> i32 {
     return (bitcast<i32>(value) - 0x3f3504f3) >> 23u;
 }
 
-// ln(a) for normal a > 0. 14 u^2 of max(|ln a|, |a - 1|), 420 operations.
+// ln(a) for a from 2e-38 to 1e38. 14 u^2 of max(|ln a|, |a - 1|), 420 operations.
 fn ds_log(a: vec2<f32>) -> vec2<f32> {
     let k = ds_log_exponent(a.x);
     return ds_log_reduced(ds_add_f32(ds_scale(a, -clamp(k, -126, 126)), -1.0), f32(k));
@@ -209,7 +209,7 @@ fn ds_exp_reduce(a: vec2<f32>, k: f32) -> vec2<f32> {
 }
 
 fn ds_exp_clamp(a: vec2<f32>) -> vec2<f32> {
-    return select(a, ds(clamp(a.x, -87.0, 88.0)), abs(a.x) > 87.0);
+    return select(a, ds(clamp(a.x, -87.0, 88.0)), a.x < -87.0 || a.x > 88.0);
 }
 
 // e^a, 0 below e^-87 and e^88 above that. 8 u^2 + 3 u^2 |a|, 400 operations.

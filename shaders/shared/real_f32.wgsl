@@ -42,3 +42,11 @@ fn far() -> f32 {
 fn largest_kappa() -> f32 {
     return 1e12;
 }
+
+fn less_equal(a: f32, b: f32) -> bool {
+    return a <= b;
+}
+
+fn is_zero(a: f32) -> bool {
+    return a == 0.0;
+}

@@ -47,3 +47,11 @@ fn far() -> f32 {
 fn largest_kappa() -> f64 {
     return 1e12lf;
 }
+
+fn less_equal(a: f64, b: f64) -> bool {
+    return a <= b;
+}
+
+fn is_zero(a: f64) -> bool {
+    return a == 0.0;
+}

@@ -55,3 +55,11 @@ fn far() -> f32 {
 fn largest_kappa() -> vec2<f32> {
     return vec2(999999995904.0, 4096.0);
 }
+
+fn less_equal(a: vec2<f32>, b: vec2<f32>) -> bool {
+    return ds_less_equal(a, b);
+}
+
+fn is_zero(a: vec2<f32>) -> bool {
+    return a.x == 0.0;
+}

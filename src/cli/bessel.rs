@@ -129,7 +129,8 @@ fn compute_in<T: Real>(
     };
     let values = value().map_err(|error| match error {
         error @ orthant::Error::Unsupported { .. } => {
-            bad(args.input.display(), format!("{error}; try --dtype extended or f32"))
+            let other = if args.dtype == BesselDtype::F64 { "extended or f32" } else { "f32" };
+            bad(args.input.display(), format!("{error}; try --dtype {other}"))
         }
         error => error.into(),
     })?;

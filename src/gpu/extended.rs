@@ -36,7 +36,7 @@ pub struct Extended {
     pub arithmetic: Option<Arithmetic>,
     /// Guards that the self-test of double-single arithmetic passes with: 1, of sums and products, or 2, of every step. `None` where it fails.
     pub guard: Option<u32>,
-    /// Why it fails, empty where it passes.
+    /// Why it fails, or why there was no measurement; else empty.
     pub failure: String,
     /// Seconds of a chain of products and sums in double-single over those of the same in f64; `None` where there is only one of them.
     pub cost_of_double_single: Option<f64>,
@@ -55,6 +55,7 @@ impl fmt::Display for Extended {
         }
         match self.cost_of_double_single {
             Some(ratio) => write!(f, " and takes {ratio:.2} times as long as f64"),
+            None if self.guard.is_some() && !self.failure.is_empty() => write!(f, "; {}", self.failure),
             None => Ok(()),
         }
     }
@@ -67,7 +68,7 @@ params! {
 
 params! {
     /// As in `shaders/double_single/rate.wgsl`.
-    RateParams { zero: u32, count: u32, steps: u32, pad: u32 }
+    RateParams { zero: u32, count: u32, steps: u32, slots: u32 }
 }
 
 static CHECK: Kernel = Kernel {
@@ -115,9 +116,9 @@ pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
 }
 
 /// Pairs of the self-test: random ones, and those whose error terms are the hard ones. Their results fill the smallest binding, 64 KiB.
-const PAIRS: usize = 896;
+const PAIRS: usize = 640;
 /// Pairs that come out for each.
-const OUTPUTS: usize = 9;
+const OUTPUTS: usize = 12;
 
 /// The loop of the shader.
 fn chain(a: f64, b: f64) -> f64 {
@@ -166,33 +167,50 @@ fn inputs() -> Vec<[DoubleSingle; 2]> {
     all
 }
 
-/// Where `results` of the self-test, nine pairs for each of `inputs`, leave what the shader promises.
+/// Where `results` of the self-test, twelve pairs for each of `inputs`, leave what the shader promises.
 fn verdict(inputs: &[[DoubleSingle; 2]], results: &[DoubleSingle]) -> std::result::Result<(), String> {
     const UNIT: f64 = 1.0 / (1u64 << 48) as f64;
-    let names = ["two-sum", "two-product", "sum", "product", "quotient", "root", "log", "exp", "chain"];
-    let mut wrong = [0usize; 9];
+    let names = [
+        "two-sum",
+        "two-product",
+        "sum",
+        "product",
+        "quotient",
+        "root",
+        "log",
+        "exp",
+        "chain",
+        "loose sum",
+        "log1p",
+        "expm1",
+    ];
+    let mut wrong = [0usize; 12];
     for ([a, b], found) in inputs.iter().zip(results.chunks_exact(OUTPUTS)) {
         let exact = [f64::from(a.high) + f64::from(b.high), f64::from(a.high) * f64::from(b.high)];
         let (a, b) = (a.to_f64(), b.to_f64());
         let log = found[6].to_f64();
+        let small = a.abs() / 128.0;
         // Each with its bound, in units of 2^-48: exact, or as its comment in shared/double_single.wgsl says.
         let expected = [
             (exact[0], 0.0),
             (exact[1], 0.0),
             (a + b, 3.0 * (a + b).abs()),
             (a * b, 5.0 * (a * b).abs()),
-            (a / b, 10.0 * (a / b).abs()),
-            (a.abs().sqrt(), 6.0 * a.abs().sqrt()),
+            (a / b, 15.0 * (a / b).abs()),
+            (a.abs().sqrt(), 8.0 * a.abs().sqrt()),
             (a.abs().ln(), 14.0 * a.abs().ln().abs().max((a.abs() - 1.0).abs().min(1.0))),
             ((-log.abs()).exp(), (8.0 + 3.0 * log.abs()) * (-log.abs()).exp()),
             // Sixteen sums and products of at most 4 (|a| + |b|), each of the roundings above.
             (chain(a, b), 100.0 * (a.abs() + b.abs())),
+            (a + b, 4.0 * (a.abs() + b.abs())),
+            (small.ln_1p(), 14.0 * small),
+            (small.exp_m1(), (12.0 + 3.0 * small) * small.exp()),
         ];
         for ((wrong, found), (expected, bound)) in wrong.iter_mut().zip(found).zip(expected) {
             // f64 itself rounds the sums and products of two pairs: 2^-53 of them, a thirtieth of a unit.
             let slack = if bound == 0.0 { 0.0 } else { UNIT / 16.0 * (expected.abs() + bound) };
             let error = (found.to_f64() - expected).abs();
-            let normal = f64::from(found.low.abs()) <= f64::from(found.high.abs()) / 8_388_608.0;
+            let normal = f64::from(found.low().abs()) <= f64::from(found.high().abs()) / 8_388_608.0;
             *wrong += usize::from(!(error <= bound * UNIT + slack && normal));
         }
     }
@@ -275,7 +293,9 @@ impl Gpu {
             Some(found) => found,
             None => {
                 let found = self.find_extended().await;
-                lock(&KNOWN).entry(key(self.info())).or_insert(found).clone()
+                // A fault of the device says nothing of the adapter: the next to open it tests it anew.
+                lock(&KNOWN).insert(key(self.info()), found.clone());
+                found
             }
         };
         self.inner.arithmetic.set(found.arithmetic);
@@ -296,12 +316,15 @@ impl Gpu {
         }
         let mut cost = None;
         if let (Some(guard), true) = (guard, self.has_f64()) {
-            cost = self.measure(guard).await.ok();
+            match self.measure(guard).await {
+                Ok(ratio) => cost = Some(ratio),
+                Err(error) => failure = format!("not measured against f64: {error}"),
+            }
         }
         let arithmetic = match (guard, self.has_f64(), cost) {
-            (Some(_), true, Some(cost)) if cost < 1.0 => Some(Arithmetic::DoubleSingle),
-            (_, true, _) => Some(Arithmetic::F64),
-            (Some(_), false, _) => Some(Arithmetic::DoubleSingle),
+            (Some(_), true, Some(cost)) if cost > 1.0 => Some(Arithmetic::F64),
+            (Some(_), ..) => Some(Arithmetic::DoubleSingle),
+            (None, true, _) => Some(Arithmetic::F64),
             (None, false, _) => None,
         };
         Extended { arithmetic, guard, failure, cost_of_double_single: cost }
@@ -330,17 +353,18 @@ impl Gpu {
         verdict(&inputs, &results)
     }
 
-    /// Seconds of a chain in double-single over those in f64.
+    /// Seconds of chains in double-single over those in f64, in as many invocations as fill a large GPU.
     async fn measure(&self, guard: u32) -> Result<f64> {
-        const COUNT: u32 = 16_384;
-        let out = self.allocate(RATE.name, u64::from(COUNT) * 8)?;
-        let mut steps = 64;
+        const COUNT: u32 = 1 << 18;
+        const SLOTS: u32 = 4096;
+        let out = self.allocate(RATE.name, u64::from(SLOTS) * 8)?;
+        let mut steps = 8;
         loop {
             let mut seconds = [f64::INFINITY; 2];
             // The first of each run compiles; the fastest of the others counts.
             for pass in 0..3 {
                 for (form, best) in seconds.iter_mut().enumerate() {
-                    let params = RateParams { zero: 0, count: COUNT, steps, pad: 0 };
+                    let params = RateParams { zero: 0, count: COUNT, steps, slots: SLOTS };
                     let groups = [COUNT / WORKGROUP, 1, 1];
                     let views: [View<'_>; 1] = [out.view()];
                     let start = Instant::now();
@@ -355,8 +379,8 @@ impl Gpu {
                     }
                 }
             }
-            // Long enough that a submit and a wait do not count.
-            if seconds[0].max(seconds[1]) > 2e-3 || steps >= 1 << 16 {
+            // Long enough that a submit and a wait count for little of the faster.
+            if seconds[0].min(seconds[1]) > 1e-3 || steps >= 1 << 12 {
                 return Ok(seconds[0] / seconds[1]);
             }
             steps *= 8;
@@ -380,7 +404,12 @@ mod tests {
             let log = pair(a.abs().ln());
             all.extend([lossless(sum), product, pair(a + b), pair(a * b), pair(a / b), pair(a.abs().sqrt()), log]);
             all.push(pair((-log.to_f64().abs()).exp()));
-            all.push(pair(chain(a, b)));
+            all.extend([
+                pair(chain(a, b)),
+                pair(a + b),
+                pair((a.abs() / 128.0).ln_1p()),
+                pair((a.abs() / 128.0).exp_m1()),
+            ]);
         }
         all
     }
@@ -393,8 +422,8 @@ mod tests {
         let failure = verdict(&inputs, &results(&inputs, true)).unwrap_err();
         assert!(failure.contains("two-sums") && !failure.contains("product"), "{failure}");
         let mut planted = results(&inputs, false);
-        planted[OUTPUTS * 800 + 4].low = 0.0;
-        assert_eq!(verdict(&inputs, &planted), Err("1 of 896 quotients come out wrong".into()));
+        planted[OUTPUTS * 600 + 4].low = 0.0;
+        assert_eq!(verdict(&inputs, &planted), Err("1 of 640 quotients come out wrong".into()));
         planted = results(&inputs, false);
         planted[OUTPUTS * 77].low = f32::NAN;
         assert!(verdict(&inputs, &planted).is_err());

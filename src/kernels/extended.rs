@@ -4,10 +4,10 @@ use ndarray::{Array1, Array2, ArrayView2, Axis, Ix1, Ix2};
 use rayon::prelude::*;
 
 use super::matmul::MatmulElement;
-use crate::Result;
 use crate::double_single::DoubleSingle;
 use crate::gpu::{Arithmetic, Buffer, Constant, Finding, Gpu, Kernel, Needs, Params, View, block_on, params, shader};
 use crate::tensor::{Element, Storage, Tensor};
+use crate::{Error, Result};
 
 params! {
     /// As in `shaders/extended/rows.wgsl`.
@@ -142,10 +142,13 @@ fn guard(gpu: &Gpu, place: &'static str) -> Result<u32> {
     })
 }
 
-/// The sum of each column of `values` (rows, columns) of f32 or f16, in extended precision: each within 1e-13 of the sum of magnitudes.
+/// The sum of each column of `values` (rows, columns) of f32 or f16, in extended precision.
+///
+/// * returns (columns), each within 1e-13 of the sum of magnitudes of the values from 1e-24 on; smaller ones keep 24 bits
 ///
 /// # Errors
-/// [`Error::TooLarge`](crate::Error::TooLarge) where one row exceeds a binding; [`Error::Unsupported`](crate::Error::Unsupported) where neither arithmetic will do; the device's own errors.
+/// [`Error::Domain`] names a column with a sum that is not finite, or on a GPU beyond f32's largest;
+/// [`Error::TooLarge`] where one row exceeds a binding; [`Error::Unsupported`] where neither arithmetic will do; the device's own errors.
 pub fn column_sums_extended<T: MatmulElement<Sum = f32>>(values: &Tensor<T, Ix2>) -> Result<Array1<f64>> {
     block_on(column_sums_extended_async(values))
 }
@@ -156,13 +159,26 @@ pub fn column_sums_extended<T: MatmulElement<Sum = f32>>(values: &Tensor<T, Ix2>
 /// As [`column_sums_extended`].
 pub async fn column_sums_extended_async<T: MatmulElement<Sum = f32>>(values: &Tensor<T, Ix2>) -> Result<Array1<f64>> {
     match values.storage() {
-        Storage::Host(view) => Ok(host_sums(&view)),
+        Storage::Host(view) => finite(host_sums(&view)),
         Storage::Gpu(gpu, buffer) => {
             let (rows, columns) = (values.shape()[0], values.shape()[1]);
             let source = Source { buffer, first: 0, rows, columns, form: SumForm::Values, half: T::NAME == "f16" };
             let left = tree(gpu, &source, None)?;
-            add_left(left, values.checks()).await
+            finite(add_left(left, values.checks()).await?)
         }
+    }
+}
+
+fn finite(sums: Array1<f64>) -> Result<Array1<f64>> {
+    match sums.iter().position(|sum| !sum.is_finite()) {
+        None => Ok(sums),
+        Some(index) => Err(Error::Domain {
+            place: "column_sums_extended",
+            quantity: "column",
+            index,
+            expected: "a finite sum, on a GPU within 3.4e38",
+            found: sums[index].to_string(),
+        }),
     }
 }
 
@@ -200,7 +216,7 @@ pub(crate) async fn resultant<T: Element>(
     let scales = gpu.allocate(place, (range.len() * 16) as u64)?;
     // Weights over the largest, rounded to a power of two: f32 holds them, those too small for it count for nothing in f64 either.
     let largest = weights.into_iter().flatten().fold(0.0f64, |largest, &weight| largest.max(weight));
-    let unit = if largest > 0.0 { 2f64.powi(largest.log2().floor() as i32) } else { 1.0 };
+    let unit = if largest > 0.0 { 2f64.powi((largest.log2().floor() as i32).max(-1000)) } else { 1.0 };
     let weights = match weights {
         None => None,
         Some(weights) => {
@@ -272,7 +288,9 @@ impl RowJob<'_> {
             [high, low]
         };
         let nothing = gpu.allocate(self.place, NOTHING)?;
-        let step = gpu.rows_per_window(self.place, (columns * element).max(bytes_out))?;
+        // The mean direction is bound whole.
+        let least = if self.form == RowForm::Densities { columns * 8 } else { bytes_out };
+        let step = gpu.rows_per_window(self.place, (columns * element).max(least))?;
         for first in (0..count).step_by(step) {
             let part = step.min(count - first);
             let window = |buffer, first: usize, stride: usize| {
@@ -336,6 +354,9 @@ fn pass(gpu: &Gpu, source: &Source<'_>, scales: Option<&Buffer>) -> Result<Tenso
     let constants = sum_constants(source.form, source.half, guard);
     let &Source { buffer, first: origin, rows, columns, form, half } = source;
     let blocks = rows.div_ceil(BLOCK);
+    if columns == 0 {
+        return Ok(Tensor::on_gpu(gpu, gpu.allocate(place, NOTHING)?, Ix2(blocks, 0), Vec::new()));
+    }
     let out = gpu.allocate(place, (blocks * columns * 8) as u64)?;
     let nothing = gpu.allocate(place, NOTHING)?;
     let element = match (form, half) {
@@ -348,9 +369,6 @@ fn pass(gpu: &Gpu, source: &Source<'_>, scales: Option<&Buffer>) -> Result<Tenso
     let fitting = gpu.rows_per_window(place, row_bytes.max(columns * 8))?;
     let step = if fitting >= BLOCK { fitting / BLOCK * BLOCK } else { 1 << fitting.ilog2() };
     for first in (0..rows).step_by(step) {
-        if columns == 0 {
-            break;
-        }
         let part = step.min(rows - first);
         let window = |buffer, first: usize, count: usize, stride: usize| {
             View::window(buffer, (first * stride) as u64, (count * stride) as u64, gpu.binding_alignment())

@@ -65,15 +65,18 @@ pub(crate) fn variants() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
 
 const DIM: Finding = Finding { quantity: "dim", expected: "2 to 1e7", found: "out of the domain, or not finite" };
 const LENGTH: Finding = Finding { quantity: "length", expected: "0 to 1", found: "out of the domain, or not finite" };
-const COMPLEMENT: Finding =
-    Finding { quantity: "complement", expected: "0 to 1", found: "out of the domain, or not finite" };
+const COMPLEMENT: Finding = Finding {
+    quantity: "complement",
+    expected: "0 to 1, and 1 - length to 1e-6",
+    found: "out of the domain, or not finite",
+};
 
 /// kappa with A_d(kappa) = R, elementwise: the concentrations of von Mises-Fisher distributions from their mean resultant lengths.
 ///
-/// * `dim` d, 2 to 1e7; `length` R and `complement` 1 - R, in \[0, 1\]; all of one shape. Near R = 1 the complement carries the digits.
+/// * `dim` d, 2 to 1e7; `length` R and `complement` 1 - R (to 1e-6), in \[0, 1\]; all of one shape. Near R = 1 the complement carries the digits.
 /// * returns 0 for R = 0, at most [`MAX_KAPPA`], that shape
-/// * `T`: f64, within 34 eps (99 % within 3) of the root for the given pair (R, 1 - R); [`DoubleSingle`](crate::DoubleSingle), within 1e-13; f32,
-///   within 32 eps
+/// * `T`: f64, within 34 eps (99 % within 3) of the root for the given pair (R, 1 - R); [`DoubleSingle`](crate::DoubleSingle), within 1e-13 for R of 0
+///   or above 1e-20; f32, within 32 eps
 ///
 /// # Errors
 /// [`Error::Domain`] names the first element out of the domain (on a GPU at the wait); [`Error::Shape`]; [`Error::DeviceMismatch`];
@@ -98,6 +101,12 @@ pub fn vmf_kappa<T: Real, D: Dimension>(
             check(place, DIM, &d, 2.0, 1e7)?;
             check(place, LENGTH, &r, 0.0, 1.0)?;
             check(place, COMPLEMENT, &c, 0.0, 1.0)?;
+            let apart = |(r, c): (&T, &T)| (r.to_f64() + c.to_f64() - 1.0).abs() > 1e-6;
+            if let Some(index) = r.iter().zip(&c).position(apart) {
+                let found = c.iter().nth(index).map(ToString::to_string).unwrap_or_default();
+                let Finding { quantity, expected, .. } = COMPLEMENT;
+                return Err(Error::Domain { place, quantity, index, expected, found });
+            }
             let mut out = ndarray::Array::from_elem(d.raw_dim(), T::zeroed());
             Zip::from(&mut out).and(&d).and(&r).and(&c).into_par_iter().for_each(|(out, d, r, c)| {
                 *out = T::from_f64(solve(d.to_f64(), r.to_f64(), c.to_f64()));
@@ -105,6 +114,11 @@ pub fn vmf_kappa<T: Real, D: Dimension>(
             Ok(Tensor::host(out))
         }
         (Storage::Gpu(gpu, d), Storage::Gpu(_, r), Storage::Gpu(_, c)) => {
+            if dim.len() >= u32::MAX as usize {
+                let (needed, limit) = (dim.len() as u64, u64::from(u32::MAX) - 1);
+                let device = "a 32-bit index".into();
+                return Err(Error::TooLarge { place, quantity: "elements", needed, limit, device });
+            }
             let check = gpu.check(place, &[DIM, LENGTH, COMPLEMENT])?;
             let out = gpu.allocate(place, (dim.len() * size_of::<T>()) as u64)?;
             on_gpu::<T>(gpu, dim.len(), [d, r, c], &out, check.view())?;

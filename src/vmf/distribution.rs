@@ -126,6 +126,18 @@ impl Vmf {
         Self::from_stats(&VmfStats::from_rows_async(rows, Some(weights), Precision::Single).await?)
     }
 
+    /// [`Vmf::fit`], or with `weights` [`Vmf::fit_weighted`], with the rows of a GPU summed in `precision`: see [`VmfStats::from_rows`].
+    ///
+    /// # Errors
+    /// As [`Vmf::fit_weighted`]; [`Error::Unsupported`] where a GPU has no extended precision.
+    pub fn fit_in<T: Rows>(
+        rows: &Tensor<T, Ix2>,
+        weights: Option<ArrayView1<'_, f64>>,
+        precision: Precision,
+    ) -> Result<Self> {
+        Self::from_stats(&VmfStats::from_rows(rows, weights, precision)?)
+    }
+
     /// The maximum-likelihood fit to everything `stats` has seen; see [`Vmf::fit`].
     ///
     /// # Errors

@@ -318,7 +318,8 @@ impl VmfStats {
     /// Statistics of all rows of a tensor, (n, d), with `weights`, (n), if any, on the device that holds it.
     ///
     /// `precision` decides on a GPU: in [`Precision::Single`] 34 * 2^-24 of the sum of what was added (weighted and f64 rows come to the host);
-    /// [`Precision::Extended`], 1e-13 of it (f64 rows come to the host).
+    /// [`Precision::Extended`], 1e-13 of it (f64 rows come to the host, and all of them where R or 1 - R is below 1e-7). A row of f32 whose
+    /// largest element is below the smallest normal number is a zero row there, and a weight below 1e-38 of the largest is 0 in the sum.
     ///
     /// # Errors
     /// As [`VmfStats::push_weighted`]; the device's own.
@@ -368,6 +369,11 @@ impl VmfStats {
             total.weight += part.map_or(range.len() as f64, |part| part.iter().sum());
         }
         check_sums([&*self, &total])?;
+        // What 1e-13 of the weight leaves of 1 - R, or of R, would be worth less than six digits: f64 on the host.
+        let Resultant { length, complement } = total.mean_resultant();
+        if total.weight > 0.0 && (complement < 1e-7 || length < 1e-7) {
+            return self.add(rows.to_array_async().await?.view(), weights);
+        }
         self.plus(&total);
         Ok(())
     }

@@ -36,8 +36,8 @@ fn kappa<T: Real>(device: &Device, bound: f64) -> Result<()> {
 
     let good = [20.0, 0.3, 0.7].map(|value| device.tensor(&Array1::from_elem(300, T::from_f64(value))));
     let [dim, length, complement] = good.map(Result::ok).map(Option::unwrap);
-    let with = |index: usize, value: f64| {
-        let mut array = Array1::from_elem(300, T::from_f64(0.5));
+    let with = |base: f64, index: usize, value: f64| {
+        let mut array = Array1::from_elem(300, T::from_f64(base));
         array[index] = T::from_f64(value);
         device.tensor(&array)
     };
@@ -47,10 +47,17 @@ fn kappa<T: Real>(device: &Device, bound: f64) -> Result<()> {
             other => anyhow::bail!("{what} at {at}: {other:?}"),
         }
     };
-    fails(kernels::vmf_kappa(&with(0, 1.5)?, &length, &complement), "dim", 0)?;
-    fails(kernels::vmf_kappa(&dim, &with(299, 1.01)?, &complement), "length", 299)?;
-    fails(kernels::vmf_kappa(&dim, &with(65, f64::NAN)?, &complement), "length", 65)?;
-    fails(kernels::vmf_kappa(&dim, &length, &with(64, -0.01)?), "complement", 64)?;
+    fails(kernels::vmf_kappa(&with(20.0, 0, 1.5)?, &length, &complement), "dim", 0)?;
+    fails(kernels::vmf_kappa(&dim, &with(0.3, 299, 1.01)?, &complement), "length", 299)?;
+    fails(kernels::vmf_kappa(&dim, &with(0.3, 65, f64::NAN)?, &complement), "length", 65)?;
+    fails(kernels::vmf_kappa(&dim, &length, &with(0.7, 64, -0.01)?), "complement", 64)?;
+    // Between 0 and 1, and not 1 - R.
+    fails(kernels::vmf_kappa(&dim, &length, &with(0.7, 64, 0.4)?), "complement", 64)?;
+    // By as little as the type can say.
+    let step = if T::NAME == "f32" { 2e-7 } else { 1e-13 };
+    fails(kernels::vmf_kappa(&dim, &with(0.3, 7, 1.0 + step)?, &complement), "length", 7)?;
+    let short_of_two = device.tensor(&Array1::from_elem(300, T::from_f64(2.0 - step)))?;
+    fails(kernels::vmf_kappa(&short_of_two, &length, &complement), "dim", 0)?;
     let short = device.tensor(&Array1::from_elem(299, T::from_f64(0.5)))?;
     ensure!(matches!(kernels::vmf_kappa(&dim, &short, &complement), Err(Error::Shape { quantity: "length", .. })));
     Ok(())
@@ -91,9 +98,6 @@ fn sums(device: &Device, shapes: &[(usize, usize)], bound: f64) -> Result<()> {
                 bound * exact[column].1
             })?;
         }
-        if rows > 1_000_000 {
-            continue;
-        }
         let halves = values.mapv(f16::from_f32);
         let widened = halves.mapv(f32::from);
         let exact = self::exact(&widened);
@@ -106,8 +110,8 @@ fn sums(device: &Device, shapes: &[(usize, usize)], bound: f64) -> Result<()> {
     Ok(())
 }
 
-const SHAPES: [(usize, usize); 10] =
-    [(0, 3), (1, 1), (15, 2), (16, 64), (17, 65), (255, 3), (256, 7), (257, 1000), (20_000, 5), (70_000, 2)];
+const SHAPES: [(usize, usize); 11] =
+    [(0, 3), (5, 0), (1, 1), (15, 2), (16, 64), (17, 65), (255, 3), (256, 7), (257, 1000), (20_000, 5), (70_000, 2)];
 
 /// Unit rows, weights and densities against the CPU's f64: sums within 1e-13 of their weight, which is what both promise.
 fn rows<T: Rows>(device: &Device, narrow: fn(f32) -> T) -> Result<()> {
@@ -151,9 +155,9 @@ fn rows<T: Rows>(device: &Device, narrow: fn(f32) -> T) -> Result<()> {
 fn bad_rows(device: &Device) -> Result<()> {
     let mut embeddings = Array2::from_elem((700, 5), 1.0f32);
     embeddings.row_mut(513).fill(0.0);
-    let fails = |weights: Option<&Array1<f64>>, at: Option<usize>| -> Result<()> {
+    let fails = |embeddings: &Array2<f32>, weights: Option<&Array1<f64>>, at: Option<usize>| -> Result<()> {
         let weights = weights.map(|weights| weights.view());
-        match (VmfStats::from_rows(&device.tensor(&embeddings)?, weights, Precision::Extended), at) {
+        match (VmfStats::from_rows(&device.tensor(embeddings)?, weights, Precision::Extended), at) {
             (Err(Error::Domain { index, .. }), Some(at)) if index == at => Ok(()),
             (Ok(stats), None) => {
                 ensure!(stats.count() == 699);
@@ -162,17 +166,37 @@ fn bad_rows(device: &Device) -> Result<()> {
             (other, _) => anyhow::bail!("expected {at:?}: {other:?}"),
         }
     };
-    fails(None, Some(513))?;
+    fails(&embeddings, None, Some(513))?;
     let mut weights = Array1::from_elem(700, 1.0);
-    fails(Some(&weights), Some(513))?;
+    fails(&embeddings, Some(&weights), Some(513))?;
     weights[513] = 0.0;
-    fails(Some(&weights), None)?;
+    fails(&embeddings, Some(&weights), None)?;
     weights[3] = f64::NAN;
-    fails(Some(&weights), Some(3))?;
+    fails(&embeddings, Some(&weights), Some(3))?;
+    // What a row of weight 0 holds is not looked at.
+    weights[3] = 1.0;
+    for value in [f32::NAN, f32::INFINITY, 3e38] {
+        embeddings.row_mut(513).fill(value);
+        let stats = VmfStats::from_rows(&device.tensor(&embeddings)?, Some(weights.view()), Precision::Extended)?;
+        let halves = device.tensor(&embeddings.mapv(f16::from_f32))?;
+        let of_halves = VmfStats::from_rows(&halves, Some(weights.view()), Precision::Extended)?;
+        for stats in [stats, of_halves] {
+            let expected = 699.0 / 5f64.sqrt();
+            compare("skipped", &stats.resultant().to_vec(), &[expected; 5], |_, _| 1e-13 * 699.0)?;
+        }
+    }
+    embeddings.row_mut(513).fill(1.0);
     embeddings.row_mut(513)[2] = f32::NAN;
     let vmf = Vmf::new(Array1::from_elem(5, 1.0).view(), 3.0)?;
     let density = vmf.log_density_in(&device.tensor(&embeddings)?, Precision::Extended);
     ensure!(matches!(density, Err(Error::Domain { index: 513, .. })), "{density:?}");
+    // Rows so close together, or so opposite, that 1e-13 of their sum says too little: as on the CPU.
+    let close = Array2::from_shape_fn((1000, 3), |(i, j)| 1.0 + 1e-5 * ((i * 3 + j) % 7) as f32);
+    let opposite = Array2::from_shape_fn((1000, 3), |(i, j)| (j as f32 + 1.0) * if i % 2 == 0 { 1.0 } else { -1.0 });
+    for rows in [close, opposite] {
+        let near = Vmf::fit_in(&Device::cpu().tensor(&rows)?, None, Precision::Extended)?;
+        ensure!(Vmf::fit_in(&device.tensor(&rows)?, None, Precision::Extended)? == near);
+    }
     // Lengths that squares of f32 do not hold.
     let extreme = ndarray::array![[3e38f32, -3e38], [2e-38, 2e-38]];
     let stats = VmfStats::from_rows(&device.tensor(&extreme)?, None, Precision::Extended)?;
@@ -198,12 +222,36 @@ fn widened(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// In windows of 64 KiB: a bad row of a later window by its own number; a mean direction of 72 KB is refused.
+fn tiled_rows(device: &Device) -> Result<()> {
+    let mut embeddings = Array2::from_elem((700, 100), 1.0f32);
+    embeddings.row_mut(613).fill(0.0);
+    let failed = VmfStats::from_rows(&device.tensor(&embeddings)?, None, Precision::Extended);
+    ensure!(matches!(failed, Err(Error::Domain { index: 613, .. })), "{failed:?}");
+    let wide = device.tensor(&Array2::from_elem((2, 9000), 1.0f32))?;
+    let vmf = Vmf::new(Array1::from_elem(9000, 1.0).view(), 3.0)?;
+    let failed = vmf.log_density_in(&wide, Precision::Extended);
+    ensure!(matches!(failed, Err(Error::TooLarge { .. })), "{failed:?}");
+    Ok(())
+}
+
 /// Every case in one arithmetic.
 fn in_arithmetic(device: &Device, arithmetic: Arithmetic, part: &str) -> Result<()> {
+    let index = device.as_gpu().context("a GPU")?.info().index;
     let device = with_arithmetic(device, arithmetic).context("opening")?;
+    // Blocks that begin in one window and end in another, and a mean direction that no window holds.
+    let tiled = Device::gpu_tiled(index, 1 << 16)?;
+    tiled.as_gpu().context("a GPU")?.use_arithmetic(arithmetic)?;
     match part {
         "kappa" => kappa::<DoubleSingle>(&device, 1e-13),
-        "sums" => sums(&device, &SHAPES, 1e-13),
+        "sums" => {
+            let huge = device.tensor(&Array2::from_elem((3, 2), 3e38f32))?;
+            let result = kernels::column_sums_extended(&huge);
+            ensure!(matches!(result, Err(Error::Domain { index: 0, .. })), "{result:?}");
+            sums(&tiled, &[(257, 1000), (20_000, 5)], 1e-13)?;
+            sums(&device, &SHAPES, 1e-13)
+        }
+        "rows" if tiled_rows(&tiled).is_err() => tiled_rows(&tiled),
         _ => {
             rows::<f32>(&device, |value| value)?;
             rows::<f16>(&device, f16::from_f32)?;
@@ -212,13 +260,16 @@ fn in_arithmetic(device: &Device, arithmetic: Arithmetic, part: &str) -> Result<
     }
 }
 
-/// Ten million rows: within 1e-12 of the exact sum.
+/// Ten million rows of one sign: within 1e-12 of the exact sum.
 fn ten_million(device: &Device) -> Result<()> {
     for arithmetic in [Arithmetic::F64, Arithmetic::DoubleSingle] {
         if arithmetic == Arithmetic::F64 && !device.as_gpu().context("a GPU")?.has_f64() {
             continue;
         }
-        sums(&with_arithmetic(device, arithmetic)?, &[(10_000_000, 1)], 1e-12)?;
+        let values = values(10_000_000, 1, 5).mapv_into(f32::abs);
+        let (expected, _) = exact(&values)[0];
+        let actual = kernels::column_sums_extended(&with_arithmetic(device, arithmetic)?.tensor(&values)?)?;
+        compare("ten million rows", &actual.to_vec(), &[expected], |_, sum| 1e-12 * sum)?;
     }
     Ok(())
 }
