@@ -2,6 +2,7 @@
 
 mod attention;
 mod bessel;
+mod extended;
 mod hamming;
 mod hamming_gpu;
 mod knn;
@@ -20,6 +21,7 @@ type Family = fn(&mut Bench, &[Place]) -> Result<()>;
 
 pub const FAMILIES: &[(&str, Family)] = &[
     ("bessel", bessel::run),
+    ("extended", extended::run),
     ("matmul", matmul::run),
     ("vmf", vmf::run),
     ("attention", attention::run),
