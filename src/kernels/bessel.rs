@@ -22,7 +22,7 @@ macro_rules! functions {
             ///
             /// * `order`: v, 0 to 1e7; `x`: 0, or 1e-15 to 1e9. The stated accuracy is for v to 1e6 and x from 1e-8 to 1e8. They broadcast as in NumPy.
             /// * `T`: f32; f64 (on GPUs with `SHADER_F64`); or [`DoubleSingle`](crate::DoubleSingle), extended precision on every GPU: within
-            ///   1e-13, scaled (README; d/dv ln I: 2e-13)
+            ///   1e-13, scaled (README)
             ///
             /// # Errors
             /// [`Error::Domain`] names the first element out of the domain (on a GPU it comes at the wait for the result, or for anything
