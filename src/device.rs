@@ -120,6 +120,13 @@ impl Device {
         block_on(gpu::open_index(index, ceilings)).map(Self::Gpu)
     }
 
+    /// [`Device::gpu_at`] with what every browser's device has, and no more: no features, 16 KiB of workgroup memory, offsets in steps of 256 bytes.
+    #[doc(hidden)]
+    pub fn gpu_as_in_browsers(index: usize) -> Result<Self> {
+        let ceilings = gpu::Ceilings { browser: true, ..Default::default() };
+        block_on(gpu::open_index(index, ceilings)).map(Self::Gpu)
+    }
+
     /// Every adapter with compute shaders; the one that [`Device::auto`] takes is marked.
     pub fn adapters() -> Vec<AdapterInfo> {
         block_on(Self::adapters_async())

@@ -13,6 +13,7 @@ mod pipeline_cache;
 mod readback;
 mod recorder;
 mod timing;
+mod trace;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,9 +26,10 @@ pub(crate) use open::{Ceilings, adapters, open_best, open_index};
 pub(crate) use readback::block_on;
 
 pub use extended::{Arithmetic, Extended};
-pub use kernel::{Needs, Variant};
+pub use kernel::{Needs, Variant, mutate};
 pub use open::{AdapterInfo, AdapterKind};
 pub use timing::KernelTime;
+pub use trace::{Step, Trace};
 
 use crate::{Error, Result};
 

@@ -38,6 +38,8 @@ pub use vmf_kappa::vmf_kappa;
 pub use widen::widen;
 
 pub use crate::gpu::{Needs, Variant};
+#[doc(hidden)]
+pub use crate::gpu::{Step, Trace, mutate};
 
 /// Every kernel with every set of constants it is compiled with.
 pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)> {

@@ -248,8 +248,9 @@ fn main(@builtin(workgroup_id) place: vec3<u32>, @builtin(local_invocation_index
                     let other_count = min(TILE, met.y - other);
                     let own_row = select(q_row, kv_row, by_keys) + own;
                     let other_row = select(kv_row, q_row, by_keys) + other;
-                    var scores: array<vec4<f32>, 4>;
-                    var products: array<vec4<f32>, 4>;
+                    // With their zeros written out: Dawn on SwiftShader keeps the last round's values in variables without.
+                    var scores = array<vec4<f32>, 4>();
+                    var products = array<vec4<f32>, 4>();
                     for (var depth = 0u; depth < params.d; depth += TILE) {
                         workgroupBarrier();
                         stage_own(select(OF_Q, OF_K, by_keys), own_row, own_count, depth, params.d, lane);

@@ -1,7 +1,7 @@
 //! A kernel as its room describes it, the text it becomes, and the pipeline made of that.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use super::{Gpu, View, lock};
 use crate::{Error, Result};
@@ -105,6 +105,16 @@ pub struct Variant {
     pub params_bytes: usize,
 }
 
+/// A shader file and the text that stands for it.
+static MUTANT: OnceLock<(String, String)> = OnceLock::new();
+
+/// Compiles `text` in place of the file `file` below `shaders/` from here on, once a process: what tests of the tests break. Pipelines made before
+/// stay.
+#[doc(hidden)]
+pub fn mutate(file: &str, text: &str) {
+    let _ = MUTANT.set((file.to_string(), text.to_string()));
+}
+
 impl Kernel {
     /// The kernel with `constants`.
     pub(crate) fn variant(&self, constants: Constants<'_>) -> Variant {
@@ -138,8 +148,11 @@ impl Kernel {
         if self.needs.cooperative != 0 {
             text += "enable wgpu_cooperative_matrix; ";
         }
-        for (_, source) in self.sources {
-            text += source;
+        for (file, source) in self.sources {
+            text += match MUTANT.get() {
+                Some((mutated, other)) if mutated == file => other,
+                _ => source,
+            };
             text += "\n";
         }
         for (name, value) in constants {
@@ -155,7 +168,8 @@ impl Kernel {
 
 /// A compiled kernel.
 pub(crate) struct Pipeline {
-    pub(crate) name: &'static str,
+    pub(crate) kernel: &'static Kernel,
+    pub(crate) constants: Vec<(&'static str, Constant)>,
     pub(crate) raw: wgpu::ComputePipeline,
     pub(crate) layout: wgpu::BindGroupLayout,
 }
@@ -206,7 +220,8 @@ impl Gpu {
         };
         let raw = self.guarded(kernel.name, 0, || device.create_compute_pipeline(&descriptor))?;
         self.inner.disk.dirty.store(true, Ordering::Relaxed);
-        let pipeline = Arc::new(Pipeline { name: kernel.name, layout: raw.get_bind_group_layout(0), raw });
+        let pipeline =
+            Arc::new(Pipeline { kernel, constants: constants.to_vec(), layout: raw.get_bind_group_layout(0), raw });
         lock(&self.inner.pipelines).insert(key, pipeline.clone());
         Ok(pipeline)
     }

@@ -188,6 +188,8 @@ pub(crate) struct Ceilings {
     pub(crate) workgroup_memory: Option<u32>,
     /// Workgroups along one axis.
     pub(crate) groups: Option<u32>,
+    /// No features, the least workgroup memory and the coarsest offsets that WebGPU allows: every browser's device.
+    pub(crate) browser: bool,
 }
 
 /// The adapter at `index` of [`adapters`]; `ceilings` lower its limits.
@@ -203,7 +205,14 @@ pub(crate) async fn open_index(index: usize, ceilings: Ceilings) -> Result<Gpu> 
 
 async fn open(info: AdapterInfo, adapter: &wgpu::Adapter, ceilings: Ceilings) -> Result<Gpu> {
     let wanted = FEATURES.iter().map(|(_, feature)| *feature).fold(wgpu::Features::empty(), |all, one| all | one);
+    let wanted = if ceilings.browser { wgpu::Features::empty() } else { wanted };
     let mut limits = adapter.limits();
+    if ceilings.browser {
+        let least = wgpu::Limits::default();
+        limits.max_compute_workgroup_storage_size = least.max_compute_workgroup_storage_size;
+        limits.min_storage_buffer_offset_alignment = least.min_storage_buffer_offset_alignment;
+        limits.min_uniform_buffer_offset_alignment = least.min_uniform_buffer_offset_alignment;
+    }
     let from_env = || std::env::var("ORTHANT_MAX_BINDING").ok().and_then(|text| text.parse::<u64>().ok());
     if let Some(bytes) = ceilings.workgroup_memory {
         limits.max_compute_workgroup_storage_size = limits.max_compute_workgroup_storage_size.min(bytes);
@@ -215,7 +224,7 @@ async fn open(info: AdapterInfo, adapter: &wgpu::Adapter, ceilings: Ceilings) ->
         // Less than 64 KiB would only be slow: the engine's own status and params pages are that large.
         limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(bytes.max(64 << 10));
     }
-    let cooperative = experimental::rows(adapter);
+    let cooperative = if ceilings.browser { 0 } else { experimental::rows(adapter) };
     let (experiment, experimental_features) = experimental::request(cooperative);
     let (device, queue) = adapter
         .request_device(&wgpu::DeviceDescriptor {

@@ -121,10 +121,11 @@ impl Gpu {
         let staging = self.guarded("readback", class, || {
             let mut recorder = lock(&self.inner.recorder);
             let staging = self.reader(class);
-            recorder.copy(&self.inner, view.buffer.raw(), view.offset, &staging, 0, data);
+            recorder.read(&self.inner, view.buffer.raw(), view.offset, &staging, data);
             for (check, at) in checks.iter().zip((data..).step_by(words as usize)) {
                 let status = check.view();
-                recorder.copy(&self.inner, status.buffer.raw(), status.offset, &staging, at, words);
+                let encoder = recorder.encoder(&self.inner);
+                encoder.copy_buffer_to_buffer(status.buffer.raw(), status.offset, &staging, at, words);
             }
             recorder.flush(&self.inner);
             staging

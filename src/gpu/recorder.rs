@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::buffer::{Buffer, size_class};
 use super::kernel::Pipeline;
 use super::timing::Timing;
+use super::trace::Tracing;
 use super::{Inner, lock};
 
 /// Dispatches a batch.
@@ -31,6 +32,7 @@ pub(crate) struct Recorder {
     /// Mapped, ready to be filled; filled by the callbacks of finished batches.
     staging: Arc<Mutex<Vec<wgpu::Buffer>>>,
     pub(crate) timing: Option<Timing>,
+    pub(super) tracing: Option<Tracing>,
 }
 
 impl Recorder {
@@ -79,14 +81,14 @@ impl Recorder {
             (1..).zip(bindings).map(|(binding, view)| wgpu::BindGroupEntry { binding, resource: view.binding() }),
         );
         let group = inner.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(pipeline.name),
+            label: Some(pipeline.kernel.name),
             layout: &pipeline.layout,
             entries: &entries,
         });
 
         if self.timing.is_some() || self.pass.is_none() {
             let mut timing = self.timing.take();
-            let writes = timing.as_mut().and_then(|timing| timing.next(inner, pipeline.name));
+            let writes = timing.as_mut().and_then(|timing| timing.next(inner, pipeline.kernel.name));
             let pass = self
                 .encoder(inner)
                 .begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes: writes })
@@ -98,6 +100,9 @@ impl Recorder {
             pass.set_pipeline(&pipeline.raw);
             pass.set_bind_group(0, &group, &[]);
             pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
+        }
+        if let Some(tracing) = &mut self.tracing {
+            tracing.dispatch(pipeline, params, bindings, groups);
         }
         self.dispatches += 1;
         if self.dispatches >= BATCH {
@@ -122,7 +127,10 @@ impl Recorder {
                 Err(_) => return,
             }
             staging.unmap();
-            self.copy(inner, &staging, 0, buffer.raw(), offset, padded);
+            self.encoder(inner).copy_buffer_to_buffer(&staging, 0, buffer.raw(), offset, padded);
+            if let Some(tracing) = &mut self.tracing {
+                tracing.write(buffer.raw(), offset, piece);
+            }
             self.staged.push(staging);
             self.staged_bytes += class;
             offset += padded;
@@ -156,10 +164,31 @@ impl Recorder {
         bytes: u64,
     ) {
         self.encoder(inner).copy_buffer_to_buffer(from, from_offset, to, to_offset, bytes);
+        if let Some(tracing) = &mut self.tracing {
+            tracing.copy(from, from_offset, to, to_offset, bytes);
+        }
+    }
+
+    /// Records the copy of a part of a buffer to one that the host reads.
+    pub(crate) fn read(
+        &mut self,
+        inner: &Inner,
+        from: &wgpu::Buffer,
+        from_offset: u64,
+        staging: &wgpu::Buffer,
+        bytes: u64,
+    ) {
+        self.encoder(inner).copy_buffer_to_buffer(from, from_offset, staging, 0, bytes);
+        if let Some(tracing) = &mut self.tracing {
+            tracing.read(from, from_offset, bytes);
+        }
     }
 
     pub(crate) fn clear(&mut self, inner: &Inner, buffer: &wgpu::Buffer, offset: u64, bytes: u64) {
         self.encoder(inner).clear_buffer(buffer, offset, Some(bytes));
+        if let Some(tracing) = &mut self.tracing {
+            tracing.clear(buffer, offset, bytes);
+        }
     }
 
     /// Submits everything recorded.

@@ -48,8 +48,35 @@ impl Case {
     }
 }
 
+/// Runs the cases of the kernels that a broken shader is part of on the first adapter, and exits with 0 where all pass: nobody saw it. 1: one failed; 3:
+/// no compiler would take it. `path` holds the shader's file below `shaders/` in its first line, and after it the text. For `.ci/mutate.mjs`.
+fn mutant(cases: &[Case], path: &str) -> ! {
+    let written = std::fs::read_to_string(path).expect("ORTHANT_MUTANT names a file");
+    let (file, text) = written.split_once('\n').expect("the shader's file in the first line");
+    orthant::kernels::mutate(file, text);
+    let broken: Vec<_> = orthant::kernels::variants().into_iter().filter(|all| all.files.contains(&file)).collect();
+    assert!(!broken.is_empty(), "no kernel is made of {file}");
+    if broken.iter().all(|variant| naga::front::wgsl::parse_str(&variant.text).is_err()) {
+        std::process::exit(3);
+    }
+    let adapters = Device::adapters();
+    let device = Device::gpu_at(adapters.first().expect("an adapter").index).expect("a device");
+    let concerned = cases.iter().filter(|case| broken.iter().any(|variant| variant.kernel == case.subject));
+    for case in concerned.filter(|case| case.needs.iter().all(|need| has(&adapters[0], need))) {
+        let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (case.run)(&device)));
+        if !matches!(run, Ok(Ok(()))) {
+            println!("{}::{}", case.subject, case.name);
+            std::process::exit(1);
+        }
+    }
+    std::process::exit(0)
+}
+
 /// Runs every case on every adapter, and `others` once.
 pub fn main(cases: Vec<Case>, others: Vec<Trial>) -> ! {
+    if let Ok(path) = std::env::var("ORTHANT_MUTANT") {
+        mutant(&cases, &path);
+    }
     let arguments = Arguments::from_args();
     let required = std::env::var("ORTHANT_REQUIRE_GPU").is_ok_and(|value| value == "1");
     let adapters = Device::adapters();
