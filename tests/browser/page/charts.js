@@ -55,8 +55,8 @@ export function tradeoff(into, series, x_title, y_title) {
     const paint = `var(--c${index}, var(--ink))`;
     if (points.length > 1) parts.push(`<polyline class="line" stroke="${paint}" points="${points.map((p) => `${px(p.x)},${py(p.y)}`).join(' ')}"/>`);
     for (const p of points) parts.push(`<circle class="mark" fill="${paint}" r="5" cx="${px(p.x)}" cy="${py(p.y)}"><title>${name}${p.label ? `, ${p.label}` : ''}: ${percent(p.x)} of the memory, error ${percent(p.y)}</title></circle>`);
-    const [first, alone] = [points[0], points.length === 1];
-    parts.push(`<text style="fill: ${paint}; font-weight: 600" x="${px(first.x) + (alone ? -10 : 0)}" y="${py(first.y) - 10}" text-anchor="${alone ? 'end' : 'start'}">${name}</text>`);
+    const [end, alone] = [points.at(-1), points.length === 1];
+    parts.push(`<text style="fill: ${paint}; font-weight: 600" x="${px(end.x) + (alone ? -10 : 10)}" y="${py(end.y) + 4}" text-anchor="${alone ? 'end' : 'start'}">${name}</text>`);
   });
   into.innerHTML = `${parts.join('')}</svg>`;
 }

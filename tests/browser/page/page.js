@@ -138,6 +138,7 @@ async function emoji() {
       return button;
     }),
   );
+  $('emoji').querySelector('.body').hidden = false;
   const shown = await show(Math.max(0, names.findIndex(([, name]) => name === 'smiley')));
   $('picker').querySelector('[aria-selected=true]')?.scrollIntoView({ block: 'nearest', inline: 'center' });
   $('emoji-facts').textContent = `All ${found.drawings} searched at once, binarized and indexed first: ${time(found.milliseconds)}. The same emoji by the other vendor is the nearest for ${percent(found.recall_at_1, 3)}, among the ten nearest for ${percent(found.recall_at_10, 3)}.`;
@@ -180,7 +181,7 @@ async function cache() {
   series.push({ name: 'uncompressed f16', points: [{ x: 1, y: found.relative_error_f16 }] });
   tradeoff($('tradeoff'), series, 'memory, of what f16 takes', 'error of the output of attention');
   const chosen = found.points.filter((p) => p.bits === 4);
-  table($('points'), ['4 bits, rank', 'memory', 'error', 'append', 'attend'], [
+  table($('points'), ['rank, 4 bits', 'memory', 'error', 'append', 'attend'], [
     ['f16, whole', '100 %', percent(found.relative_error_f16), '', time(found.milliseconds_attention)],
     ...chosen.map((p) => [p.rank, percent(share(p.bytes)), percent(p.relative_error), time(p.milliseconds_append), time(p.milliseconds_attend)]),
   ]);
