@@ -70,7 +70,7 @@ function cache(found, wanted) {
     ...(found.points.length === wanted.points.length ? [] : [`${found.points.length} points`]),
     ...wanted.points.flatMap(({ bits, rank, bytes, relative_error }, i) => [
       ...within(`bytes at ${bits} bits, rank ${rank}`, found.points[i]?.bytes, bytes, 0),
-      ...within(`error at ${bits} bits, rank ${rank}`, found.points[i]?.relative_error, relative_error, 2e-3 * relative_error),
+      ...within(`error at ${bits} bits, rank ${rank}`, found.points[i]?.relative_error, relative_error, 1e-3 * relative_error),
     ]),
   ];
 }
