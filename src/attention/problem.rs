@@ -185,7 +185,7 @@ impl Problem {
     pub(crate) fn keys(&self, sequence: &Sequence, i: usize) -> Range<usize> {
         let length = sequence.kv_len as i64;
         let position = i as i64 + length - sequence.q_len as i64;
-        let window = self.window.map_or(i64::MAX / 2, |window| window.min(1 << 40) as i64);
+        let window = self.window.map_or(i64::MAX / 2, |window| (window as u64).min(1 << 40) as i64);
         let first = (position - window + 1).clamp(0, length);
         let last = if self.causal { position + 1 } else { position.saturating_add(window) };
         let last = if self.causal || self.window.is_some() { last.clamp(0, length) } else { length };

@@ -82,7 +82,8 @@ fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
     };
     AdapterInfo {
         index,
-        name: info.name,
+        // Browsers leave it empty, so that pages cannot tell users apart by it.
+        name: if info.name.is_empty() { "unnamed adapter".into() } else { info.name },
         backend: format!("{:?}", info.backend),
         kind,
         driver: [info.driver, info.driver_info].join(" ").trim().to_string(),

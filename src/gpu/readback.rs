@@ -38,6 +38,7 @@ struct Mapping {
 /// Ready when the callback of `map_async` has run.
 struct MapFuture {
     state: Arc<Mutex<Mapping>>,
+    #[cfg(not(target_arch = "wasm32"))]
     device: wgpu::Device,
     #[cfg(not(target_arch = "wasm32"))]
     watcher: Option<std::thread::JoinHandle<()>>,
@@ -46,6 +47,7 @@ struct MapFuture {
 impl Future for MapFuture {
     type Output = std::result::Result<(), wgpu::BufferAsyncError>;
 
+    #[cfg_attr(target_arch = "wasm32", allow(unused_mut, reason = "there is no watcher to start"))]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         #[cfg(not(target_arch = "wasm32"))]
         if lock(&self.state).result.is_none() {
@@ -94,6 +96,7 @@ pub(super) async fn map(gpu: &Gpu, staging: &wgpu::Buffer, read: impl FnOnce(&[u
     });
     let mapped = MapFuture {
         state,
+        #[cfg(not(target_arch = "wasm32"))]
         device: gpu.inner.device.clone(),
         #[cfg(not(target_arch = "wasm32"))]
         watcher: None,

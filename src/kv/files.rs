@@ -1,8 +1,9 @@
 //! `.safetensors` files of projections and calibrations: never half-written, read with errors that name the tensor.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use half::{bf16, f16};
 use ndarray::{Array, Dimension, IxDyn};
@@ -69,27 +70,39 @@ impl Writing {
 }
 
 /// A file that is read.
-pub(crate) struct Reading {
+pub(crate) struct Reading<'a> {
     what: &'static str,
-    path: PathBuf,
-    bytes: Vec<u8>,
+    /// What errors call this one.
+    name: String,
+    bytes: Cow<'a, [u8]>,
     notes: HashMap<String, String>,
 }
 
-impl Reading {
+impl Reading<'static> {
     /// `what` is what errors call it.
     pub(crate) fn open(path: &Path, what: &'static str) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|error| io(path, &error))?;
-        let format = |error| Error::Format { what, reason: format!("{}: {error}", path.display()) };
+        Self::new(path.display().to_string(), bytes.into(), what)
+    }
+}
+
+impl<'a> Reading<'a> {
+    /// The bytes of a file that somebody else has read.
+    pub(crate) fn of_bytes(bytes: &'a [u8], what: &'static str) -> Result<Self> {
+        Self::new(format!("{} bytes", bytes.len()), bytes.into(), what)
+    }
+
+    fn new(name: String, bytes: Cow<'a, [u8]>, what: &'static str) -> Result<Self> {
+        let format = |error| Error::Format { what, reason: format!("{name}: {error}") };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
         let notes = header.metadata().clone().unwrap_or_default();
         SafeTensors::deserialize(&bytes).map_err(format)?;
-        Ok(Self { what, path: path.into(), bytes, notes })
+        Ok(Self { what, name, bytes, notes })
     }
 
     /// An error that names the file.
     pub(crate) fn format<T>(&self, reason: impl Display) -> Result<T> {
-        Err(Error::Format { what: self.what, reason: format!("{}: {reason}", self.path.display()) })
+        Err(Error::Format { what: self.what, reason: format!("{}: {reason}", self.name) })
     }
 
     fn tensors(&self) -> Result<SafeTensors<'_>> {

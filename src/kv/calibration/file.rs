@@ -105,10 +105,21 @@ impl Calibration {
     /// # Errors
     /// As [`Calibration::load`]; [`Error::Format`] for a file with neither moments of keys in this frame nor of values.
     pub fn read_moments(&mut self, path: impl AsRef<Path>, layer: usize) -> Result<()> {
-        let file = Reading::open(path.as_ref(), WHAT)?;
+        self.read_moments_of(&Reading::open(path.as_ref(), WHAT)?, layer)
+    }
+
+    /// [`Calibration::read_moments`] from the bytes of such a file, where there is no file system.
+    ///
+    /// # Errors
+    /// As [`Calibration::read_moments`], but for [`Error::Io`].
+    pub fn read_moments_bytes(&mut self, bytes: &[u8], layer: usize) -> Result<()> {
+        self.read_moments_of(&Reading::of_bytes(bytes, WHAT)?, layer)
+    }
+
+    fn read_moments_of(&mut self, file: &Reading<'_>, layer: usize) -> Result<()> {
         let prefix = format!("layer.{layer}.");
         let prefixed = file.names()?.iter().any(|name| name.starts_with(&prefix));
-        let read = self.read_layer(&file, if prefixed { &prefix } else { "" })?;
+        let read = self.read_layer(file, if prefixed { &prefix } else { "" })?;
         if read.keys.is_none() && read.values.is_none() && read.attended.is_none() {
             let (k, _) = self.frame_names();
             return file.format(format!("there is neither a {k}_mom nor a cal_v_mom of layer {layer}"));
@@ -117,7 +128,7 @@ impl Calibration {
         Ok(())
     }
 
-    fn read_layer(&self, file: &Reading, prefix: &str) -> Result<LayerMoments> {
+    fn read_layer(&self, file: &Reading<'_>, prefix: &str) -> Result<LayerMoments> {
         let (k, q) = self.frame_names();
         let (d, kv_heads) = (self.head_dim, self.kv_heads);
         let width = kv_heads * d;

@@ -429,6 +429,10 @@ fn what_is_saved_comes_back() {
         let mut one = Calibration::new((4, 2, 8), rope(4), frame).unwrap();
         one.read_moments(&path, 12).unwrap();
         assert_eq!(one.layers().collect::<Vec<_>>(), [12]);
+        let mut of_bytes = Calibration::new((4, 2, 8), rope(4), frame).unwrap();
+        of_bytes.read_moments_bytes(&std::fs::read(&path).unwrap(), 12).unwrap();
+        assert_eq!(of_bytes, one);
+        assert!(matches!(of_bytes.read_moments_bytes(b"no", 12), Err(Error::Format { .. })));
         let error = one.read_moments(&path, 5).unwrap_err();
         assert!(matches!(&error, Error::Format { reason, .. } if reason.contains("layer 5")), "{error}");
     }

@@ -108,7 +108,7 @@ pub(crate) fn layout_name(layout: RopeLayout) -> &'static str {
     }
 }
 
-pub(crate) fn parse_layout(file: &Reading) -> Result<RopeLayout> {
+pub(crate) fn parse_layout(file: &Reading<'_>) -> Result<RopeLayout> {
     match file.note("rope_layout")? {
         "halves" => Ok(RopeLayout::Halves),
         "adjacent" => Ok(RopeLayout::Adjacent),
@@ -116,7 +116,7 @@ pub(crate) fn parse_layout(file: &Reading) -> Result<RopeLayout> {
     }
 }
 
-fn read_basis(file: &Reading, layer: usize, side: Side, index: usize, head_dim: usize) -> Result<Basis> {
+fn read_basis(file: &Reading<'_>, layer: usize, side: Side, index: usize, head_dim: usize) -> Result<Basis> {
     let name = |what: &str| format!("layer.{layer}.{side}.{index}.{what}");
     let mean: Array1<f32> = single(file.floats::<Ix1>(&name("mean"))?);
     let width = mean.len();

@@ -186,7 +186,7 @@ fn of_layer(name: &str, layer: usize) -> String {
 }
 
 /// The layers that have a tensor of such a name; at least one.
-fn layers(file: &Reading, name: &str) -> Result<BTreeSet<usize>> {
+fn layers(file: &Reading<'_>, name: &str) -> Result<BTreeSet<usize>> {
     let (before, after) = name.split_once("{layer}").unwrap_or((name, ""));
     let number = |name: &String| name.strip_prefix(before)?.strip_suffix(after)?.parse().ok();
     let found: BTreeSet<usize> = file.names()?.iter().filter_map(number).collect();

@@ -257,6 +257,7 @@ impl Simd for Portable {
 }
 
 /// For a byte of a query, the bits in which a code differs from it: by the code's low four bits, then by its high four.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn tables(byte: u8) -> [u8; 32] {
     std::array::from_fn(|at| {
         let of = if at < 16 { byte & 15 } else { byte >> 4 };

@@ -6,7 +6,9 @@ mod integers;
 
 use crate::kernels::attention::cpu::micro::Isa;
 use crate::kernels::attention::cpu::micro::codes::{Ahead, CodeSums, PageCodes};
-use crate::kv::latents::{PAGE, SetLayout};
+#[cfg(any(test, target_arch = "x86_64"))]
+use crate::kv::latents::PAGE;
+use crate::kv::latents::SetLayout;
 
 /// How.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
