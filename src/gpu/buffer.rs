@@ -254,9 +254,13 @@ impl Gpu {
         drop((buffers, readers, writers));
     }
 
-    /// Gives pooled buffers that no tensor uses back to the driver.
+    /// Gives pooled buffers that no tensor uses back to the driver. Of a lost device, also what work holds that will never be done.
     pub fn trim(&self) {
         self.close_page();
+        if self.inner.faults.lost("trim", "").is_err() {
+            let abandoned = lock(&self.inner.recorder).abandon();
+            drop(abandoned);
+        }
         self.trim_idle();
     }
 

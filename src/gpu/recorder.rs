@@ -140,6 +140,13 @@ impl Recorder {
         self.encoder(inner).clear_buffer(buffer, offset, Some(bytes));
     }
 
+    /// Forgets everything recorded; what it held, to be dropped when the recorder is no longer locked.
+    pub(crate) fn abandon(&mut self) -> impl Sized + use<> {
+        self.params.clear();
+        (self.dispatches, self.staged_bytes) = (0, 0);
+        (self.pass.take(), self.encoder.take(), std::mem::take(&mut self.staged))
+    }
+
     /// Submits everything recorded.
     pub(crate) fn flush(&mut self, inner: &Inner) {
         self.pass = None;
