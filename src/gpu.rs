@@ -56,7 +56,7 @@ pub(crate) struct Inner {
     recorder: Mutex<recorder::Recorder>,
     checks: Mutex<check::Pages>,
     /// Staging buffers of finished readbacks.
-    readers: Mutex<Vec<wgpu::Buffer>>,
+    readers: Mutex<Vec<buffer::Staging>>,
     pipelines: Mutex<HashMap<kernel::Key, Arc<kernel::Pipeline>>>,
     disk: pipeline_cache::DiskCache,
 }
@@ -114,25 +114,29 @@ impl Gpu {
         self.guarded("flush", 0, || lock(&self.inner.recorder).flush(&self.inner))
     }
 
-    /// Gives pooled buffers that no tensor uses back to the driver.
-    pub fn trim(&self) {
-        lock(&self.inner.pool).clear();
-    }
-
-    /// Bytes in buffers that tensors hold, and bytes waiting in the pool for reuse.
-    pub fn memory(&self) -> (u64, u64) {
-        let pool = lock(&self.inner.pool);
-        (pool.in_use(), pool.idle())
-    }
-
     /// What `work`, a call into the driver, gives, or the error it reported.
     pub(crate) fn guarded<R>(&self, place: &'static str, bytes: u64, work: impl FnOnce() -> R) -> Result<R> {
         let _section = lock(&self.inner.section);
         let result = work();
         match self.inner.faults.take() {
             None => Ok(result),
+            Some(fault::Fault::Refused(reason)) => Err(self.unusable(place, reason)),
             Some(fault) => Err(fault.into_error(place, bytes, &self.inner.info.to_string())),
         }
+    }
+
+    /// Why the driver refused something: the device is lost, or it has a defect.
+    pub(crate) fn unusable(&self, place: &'static str, reason: String) -> Error {
+        let device = self.to_string();
+        // A device that is going away makes invalid buffers, without a word, before it says so: in the poll after its last work, maybe another thread's.
+        for _ in 0..20 {
+            let _ = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
+            if let Err(lost) = self.inner.faults.lost(place, &device) {
+                return lost;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        Error::Backend { place, device, reason }
     }
 
     /// Bytes between offsets of bindings.
@@ -165,7 +169,6 @@ impl Gpu {
     /// Destroys the device as a driver reset would; every later call gives [`Error::DeviceLost`]. For tests.
     #[doc(hidden)]
     pub fn destroy(&self) {
-        self.inner.faults.lose("destroyed by the program".into());
         self.inner.device.destroy();
     }
 }

@@ -20,6 +20,7 @@ pub(crate) mod strips;
 pub(crate) mod vmf_kappa;
 mod widen;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 pub use bessel::{
@@ -71,13 +72,12 @@ pub(crate) fn registry() -> Vec<(&'static Kernel, Vec<(&'static str, Constant)>)
 
 /// The checks of several inputs, each once.
 fn inherit(inputs: &[&[Arc<Check>]]) -> Vec<Arc<Check>> {
-    let mut checks: Vec<Arc<Check>> = Vec::new();
-    for check in inputs.iter().copied().flatten() {
-        if !checks.iter().any(|known| Arc::ptr_eq(known, check)) {
-            checks.push(check.clone());
-        }
+    // A chain of thousands of calls has as many checks. One input's are each there once.
+    if let [only] = *inputs.iter().copied().filter(|checks| !checks.is_empty()).collect::<Vec<_>>() {
+        return only.to_vec();
     }
-    checks
+    let mut known = HashSet::new();
+    inputs.iter().copied().flatten().filter(|check| known.insert(Arc::as_ptr(check))).cloned().collect()
 }
 
 /// Every shader as it is compiled, as text.

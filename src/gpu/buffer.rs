@@ -64,13 +64,51 @@ impl<'a> View<'a> {
     }
 }
 
-/// Idle buffers by size class.
-#[derive(Default)]
+/// A buffer that the host maps, to write or to read: counted as long as it is there.
+pub(crate) struct Staging {
+    pub(crate) raw: wgpu::Buffer,
+    pool: Arc<Mutex<Pool>>,
+}
+
+impl Staging {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.raw.size()
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        lock(&self.pool).staging_bytes -= self.raw.size();
+    }
+}
+
+/// What of the memory of a device is where.
+#[derive(Clone, Copy)]
+enum Kind {
+    Buffer,
+    Staging,
+}
+
+/// Idle buffers by size class, and the account of all memory of the device. Its lock is the innermost: nothing else is locked under it.
 pub(crate) struct Pool {
     idle: BTreeMap<u64, Vec<wgpu::Buffer>>,
     idle_bytes: u64,
     in_use_bytes: u64,
+    staging_bytes: u64,
+    budget: u64,
+    /// Allocations until one fails, for tests.
+    failure: Option<u64>,
 }
+
+impl Default for Pool {
+    fn default() -> Self {
+        let idle = BTreeMap::new();
+        Self { idle, idle_bytes: 0, in_use_bytes: 0, staging_bytes: 0, budget: u64::MAX, failure: None }
+    }
+}
+
+/// Uploads go in pieces of at most this many bytes, so staging never doubles a large tensor.
+const PIECE: usize = 8 << 20;
 
 /// Idle memory kept for reuse; what comes back beyond it goes to the driver.
 const MAX_IDLE_BYTES: u64 = 1 << 30;
@@ -86,6 +124,7 @@ impl Pool {
     fn take(&mut self, class: u64) -> Option<wgpu::Buffer> {
         let buffer = self.idle.get_mut(&class)?.pop()?;
         self.idle_bytes -= class;
+        self.in_use_bytes += class;
         Some(buffer)
     }
 
@@ -98,17 +137,34 @@ impl Pool {
         }
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.idle.clear();
+    /// The idle buffers, to be dropped when the pool is no longer locked.
+    fn clear(&mut self) -> impl Sized + use<> {
         self.idle_bytes = 0;
+        std::mem::take(&mut self.idle)
     }
 
-    pub(crate) fn idle(&self) -> u64 {
-        self.idle_bytes
+    /// Counts `bytes` that are about to be allocated, if the budget allows them.
+    fn reserve(&mut self, kind: Kind, bytes: u64) -> bool {
+        let held = self.in_use_bytes + self.idle_bytes + self.staging_bytes;
+        if held.saturating_add(bytes) > self.budget {
+            return false;
+        }
+        *self.account(kind) += bytes;
+        true
     }
 
-    pub(crate) fn in_use(&self) -> u64 {
-        self.in_use_bytes
+    fn account(&mut self, kind: Kind) -> &mut u64 {
+        match kind {
+            Kind::Buffer => &mut self.in_use_bytes,
+            Kind::Staging => &mut self.staging_bytes,
+        }
+    }
+
+    /// Whether this is the allocation that a test wants to fail.
+    fn strikes(&mut self) -> bool {
+        let left = self.failure.take();
+        self.failure = left.and_then(|left| left.checked_sub(1));
+        left == Some(0)
     }
 }
 
@@ -122,22 +178,23 @@ impl Gpu {
             return Err(Error::TooLarge { place, quantity: "buffer", needed: bytes, limit, device });
         }
         let class = size_class(bytes).min(limit & !3);
+        self.strike(place, class)?;
         let pooled = lock(&self.inner.pool).take(class);
         let raw = match pooled {
             Some(raw) => raw,
-            None => match self.create(place, class) {
-                Err(Error::OutOfMemory { .. }) => {
-                    // The pool may hold what is missing: give it back, let the device finish, try once more.
-                    self.trim();
-                    self.flush()?;
-                    let _ = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
-                    self.create(place, class)?
-                }
-                other => other?,
-            },
+            None => {
+                let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+                self.create(place, Kind::Buffer, class, usage)?
+            }
         };
-        lock(&self.inner.pool).in_use_bytes += class;
         Ok(Buffer { raw: Some(raw), bytes, pool: self.inner.pool.clone() })
+    }
+
+    /// A buffer of a size class for the host to write, mapped, or to read, unmapped.
+    pub(crate) fn staging(&self, place: &'static str, class: u64, usage: wgpu::BufferUsages) -> Result<Staging> {
+        self.strike(place, class)?;
+        let raw = self.create(place, Kind::Staging, class, usage)?;
+        Ok(Staging { raw, pool: self.inner.pool.clone() })
     }
 
     /// Bytes of the largest buffer.
@@ -145,14 +202,109 @@ impl Gpu {
         self.inner.limits.max_buffer_size & !3
     }
 
-    fn create(&self, place: &'static str, class: u64) -> Result<wgpu::Buffer> {
+    /// A new buffer, counted. Where there is no memory for it, once more when what nobody uses has gone back to the driver.
+    fn create(&self, place: &'static str, kind: Kind, class: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        match self.try_create(place, kind, class, usage) {
+            Err(Error::OutOfMemory { .. }) => {
+                self.make_room()?;
+                self.try_create(place, kind, class, usage)
+            }
+            other => other,
+        }
+    }
+
+    fn try_create(
+        &self,
+        place: &'static str,
+        kind: Kind,
+        class: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer> {
+        if !lock(&self.inner.pool).reserve(kind, class) {
+            return Err(Error::OutOfMemory { place, bytes: class, device: self.to_string() });
+        }
         let descriptor = wgpu::BufferDescriptor {
             label: Some(place),
             size: class,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
+            usage,
+            mapped_at_creation: usage.contains(wgpu::BufferUsages::MAP_WRITE),
         };
-        self.guarded(place, class, || self.inner.device.create_buffer(&descriptor))
+        let created = self.guarded(place, class, || self.inner.device.create_buffer(&descriptor));
+        if created.is_err() {
+            *lock(&self.inner.pool).account(kind) -= class;
+        }
+        created
+    }
+
+    /// Gives what nobody uses back to the driver, also what only work not yet done holds: waits for that.
+    fn make_room(&self) -> Result<()> {
+        self.trim_idle();
+        self.flush()?;
+        let _ = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
+        // Staging buffers that came back.
+        self.trim_idle();
+        Ok(())
+    }
+
+    fn trim_idle(&self) {
+        let buffers = lock(&self.inner.pool).clear();
+        let readers = std::mem::take(&mut *lock(&self.inner.readers));
+        let writers = lock(&self.inner.recorder).idle_staging();
+        let writers = std::mem::take(&mut *lock(&writers));
+        drop((buffers, readers, writers));
+    }
+
+    /// Gives pooled buffers that no tensor uses back to the driver. Of a lost device, also what work holds that will never be done.
+    pub fn trim(&self) {
+        self.close_page();
+        if self.inner.faults.lost("trim", "").is_err() {
+            let abandoned = lock(&self.inner.recorder).abandon();
+            drop(abandoned);
+        }
+        self.trim_idle();
+    }
+
+    /// Bytes in buffers that tensors hold, and bytes waiting in the pool for reuse.
+    pub fn memory(&self) -> (u64, u64) {
+        let pool = lock(&self.inner.pool);
+        (pool.in_use_bytes, pool.idle_bytes)
+    }
+
+    /// Bytes of the buffers that transfers go through, in flight or waiting for the next.
+    pub fn staging_memory(&self) -> u64 {
+        lock(&self.inner.pool).staging_bytes
+    }
+
+    /// Lets this device, all its clones, hold at most `bytes` from now on: buffers of tensors, idle ones, and those that transfers go through.
+    ///
+    /// An allocation beyond it first gives idle buffers back, then waits for work that holds others, then fails with [`Error::OutOfMemory`]; what was
+    /// there before stays as it was. What is held already is not taken away. Sizes count as they are allocated, up to a quarter above what was asked for.
+    pub fn set_memory_budget(&self, bytes: u64) {
+        lock(&self.inner.pool).budget = bytes;
+    }
+
+    /// What [`Gpu::set_memory_budget`] said last; `u64::MAX` at first.
+    pub fn memory_budget(&self) -> u64 {
+        lock(&self.inner.pool).budget
+    }
+
+    /// Makes one allocation fail as if there were no memory, after so many more; `None` takes that back. For tests.
+    #[doc(hidden)]
+    pub fn fail_allocation(&self, after: Option<u64>) {
+        lock(&self.inner.pool).failure = after;
+    }
+
+    /// Whether the allocation that shall fail is still to come. For tests.
+    #[doc(hidden)]
+    pub fn failure_pending(&self) -> bool {
+        lock(&self.inner.pool).failure.is_some()
+    }
+
+    pub(super) fn strike(&self, place: &'static str, bytes: u64) -> Result<()> {
+        match lock(&self.inner.pool).strikes() {
+            true => Err(Error::OutOfMemory { place, bytes, device: self.to_string() }),
+            false => Ok(()),
+        }
     }
 
     /// A buffer holding `bytes`, copied at once; the copy to the device is recorded.
@@ -164,9 +316,45 @@ impl Gpu {
 
     /// Records the copy of `bytes` to `offset` (a multiple of 4) of `buffer`, after everything recorded before.
     pub(crate) fn write(&self, place: &'static str, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.guarded(place, bytes.len() as u64, || {
-            lock(&self.inner.recorder).write(&self.inner, buffer, offset, bytes);
-        })
+        let mut offset = offset;
+        for piece in bytes.chunks(PIECE) {
+            let padded = (piece.len() as u64).next_multiple_of(4);
+            let staging = self.filled(place, piece, padded)?;
+            self.guarded(place, padded, || {
+                staging.raw.unmap();
+                lock(&self.inner.recorder).copy_staged(&self.inner, staging, buffer, offset, piece);
+            })?;
+            offset += padded;
+        }
+        Ok(())
+    }
+
+    /// A mapped staging buffer that begins with `piece`, and zeros up to `padded` bytes.
+    fn filled(&self, place: &'static str, piece: &[u8], padded: u64) -> Result<Staging> {
+        let class = size_class(padded);
+        let idle = lock(&self.inner.recorder).idle_staging();
+        let known = {
+            let mut idle = lock(&idle);
+            idle.iter().position(|staging| staging.bytes() == class).map(|at| idle.swap_remove(at))
+        };
+        let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
+        let staging = match known {
+            Some(staging) => {
+                self.strike(place, class)?;
+                staging
+            }
+            None => self.staging(place, class, usage)?,
+        };
+        match staging.raw.get_mapped_range_mut(0..padded) {
+            Ok(mut range) => {
+                range.slice(..piece.len()).copy_from_slice(piece);
+                if padded as usize > piece.len() {
+                    range.slice(piece.len()..).copy_from_slice(&[0u8; 4][..padded as usize - piece.len()]);
+                }
+            }
+            Err(error) => return Err(self.unusable(place, error.to_string())),
+        }
+        Ok(staging)
     }
 
     /// Rows of `bytes` each that one binding can show, wherever they begin.

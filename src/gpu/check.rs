@@ -39,16 +39,26 @@ impl Gpu {
     pub(crate) fn check(&self, place: &'static str, findings: &'static [Finding]) -> Result<Arc<Check>> {
         debug_assert!(findings.len() <= WORDS);
         let stride = self.binding_alignment().max(4 * WORDS as u64);
-        let mut pages = lock(&self.inner.checks);
-        if pages.open.as_ref().is_none_or(|(_, next)| next + stride > PAGE) {
+        loop {
+            if let Some((page, next)) = &mut lock(&self.inner.checks).open
+                && *next + stride <= PAGE
+            {
+                let offset = *next;
+                *next += stride;
+                return Ok(Arc::new(Check { page: page.clone(), offset, place, findings }));
+            }
+            // Not under the lock: an allocation may wait for the device.
             let page = self.allocate("status", PAGE)?;
             self.clear(&page);
-            pages.open = Some((Arc::new(page), 0));
+            let known = lock(&self.inner.checks).open.replace((Arc::new(page), 0));
+            drop(known);
         }
-        let Some((page, next)) = &mut pages.open else { unreachable!("a page was just opened") };
-        let offset = *next;
-        *next += stride;
-        Ok(Arc::new(Check { page: page.clone(), offset, place, findings }))
+    }
+
+    /// Lets go of the open page, which goes with its last check.
+    pub(super) fn close_page(&self) {
+        let known = lock(&self.inner.checks).open.take();
+        drop(known);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Errors that wgpu reports through its callbacks, kept until the next call can return them.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::lock;
 use crate::Error;
@@ -14,7 +15,10 @@ pub(crate) enum Fault {
 
 /// The first fault not yet returned. A lost device stays lost.
 #[derive(Debug, Default)]
-pub(crate) struct Faults(Mutex<Option<Fault>>);
+pub(crate) struct Faults {
+    first: Mutex<Option<Fault>>,
+    reports: AtomicU64,
+}
 
 impl Faults {
     pub(crate) fn report(&self, error: wgpu::Error) {
@@ -28,18 +32,36 @@ impl Faults {
                 Fault::Refused(description)
             }
         };
-        lock(&self.0).get_or_insert(fault);
+        // Counted last: who sees the count sees the fault.
+        lock(&self.first).get_or_insert(fault);
+        self.reports.fetch_add(1, Ordering::Release);
+    }
+
+    /// How many were reported so far: more after a call than before it, and the call has failed.
+    pub(crate) fn reports(&self) -> u64 {
+        self.reports.load(Ordering::Acquire)
     }
 
     pub(crate) fn lose(&self, reason: String) {
-        let mut slot = lock(&self.0);
+        let mut slot = lock(&self.first);
         if !matches!(*slot, Some(Fault::Lost(_))) {
             *slot = Some(Fault::Lost(reason));
         }
     }
 
+    /// Work that was recorded could not be submitted: who waits for its results must not take them for what it made.
+    pub(crate) fn lose_work(&self) {
+        let mut slot = lock(&self.first);
+        let why = match &*slot {
+            Some(Fault::Lost(_)) => return,
+            Some(Fault::Refused(reason)) => reason,
+            Some(Fault::OutOfMemory) | None => "out of memory",
+        };
+        *slot = Some(Fault::Lost(format!("recorded work could not be submitted: {why}")));
+    }
+
     pub(crate) fn take(&self) -> Option<Fault> {
-        let mut slot = lock(&self.0);
+        let mut slot = lock(&self.first);
         match &*slot {
             Some(Fault::Lost(_)) => slot.clone(),
             _ => slot.take(),
@@ -50,7 +72,7 @@ impl Faults {
 impl Faults {
     /// The error of a lost device, if it is: what a wait asks, which has made no call of its own.
     pub(crate) fn lost(&self, place: &'static str, device: &str) -> crate::Result<()> {
-        match &*lock(&self.0) {
+        match &*lock(&self.first) {
             Some(fault @ Fault::Lost(_)) => Err(fault.clone().into_error(place, 0, device)),
             _ => Ok(()),
         }
@@ -92,6 +114,11 @@ mod tests {
         assert!(faults.take().is_none());
         faults.report(refusal("no such binding"));
         assert!(matches!(faults.take(), Some(Fault::Refused(_))));
+        assert_eq!(faults.reports(), 3);
+        faults.report(refusal("an encoder that is not valid"));
+        faults.lose_work();
+        assert!(matches!(faults.take(), Some(Fault::Lost(reason)) if reason.contains("an encoder")));
+        let faults = Faults::default();
         faults.lose("unplugged".into());
         faults.report(memory());
         assert!(matches!(faults.take(), Some(Fault::Lost(_))));

@@ -218,10 +218,13 @@ impl Gpu {
             },
             cache: self.inner.disk.cache.as_ref(),
         };
-        let raw = self.guarded(kernel.name, 0, || device.create_compute_pipeline(&descriptor))?;
+        let (raw, layout) = self.guarded(kernel.name, 0, || {
+            let raw = device.create_compute_pipeline(&descriptor);
+            let layout = raw.get_bind_group_layout(0);
+            (raw, layout)
+        })?;
         self.inner.disk.dirty.store(true, Ordering::Relaxed);
-        let pipeline =
-            Arc::new(Pipeline { kernel, constants: constants.to_vec(), layout: raw.get_bind_group_layout(0), raw });
+        let pipeline = Arc::new(Pipeline { kernel, constants: constants.to_vec(), layout, raw });
         lock(&self.inner.pipelines).insert(key, pipeline.clone());
         Ok(pipeline)
     }

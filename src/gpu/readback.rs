@@ -6,10 +6,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use super::buffer::size_class;
+use super::buffer::{Staging, size_class};
 use super::check::WORDS;
 use super::{Check, Gpu, View, lock};
-use crate::{Error, Result};
+use crate::Result;
 
 thread_local! {
     /// Set while a blocking door waits: then the future may block this thread on the device instead of asking another to.
@@ -88,9 +88,13 @@ pub(super) async fn map(gpu: &Gpu, staging: &wgpu::Buffer, read: impl FnOnce(&[u
     let state = Arc::new(Mutex::new(Mapping::default()));
     let report = state.clone();
     staging.slice(..).map_async(wgpu::MapMode::Read, move |result| {
-        let mut state = lock(&report);
-        state.result = Some(result);
-        if let Some(waker) = state.waker.take() {
+        let waker = {
+            let mut state = lock(&report);
+            state.result = Some(result);
+            state.waker.take()
+        };
+        // Not under the lock: an executor may poll the future from within.
+        if let Some(waker) = waker {
             waker.wake();
         }
     });
@@ -103,7 +107,7 @@ pub(super) async fn map(gpu: &Gpu, staging: &wgpu::Buffer, read: impl FnOnce(&[u
     }
     .await;
     gpu.inner.faults.lost("readback", &gpu.inner.info.to_string())?;
-    let refused = |reason: String| Error::Backend { place: "readback", device: gpu.to_string(), reason };
+    let refused = |reason: String| gpu.unusable("readback", reason);
     mapped.map_err(|error| refused(error.to_string()))?;
     let range = staging.slice(..).get_mapped_range().map_err(|error| refused(error.to_string()))?;
     read(&range);
@@ -121,20 +125,19 @@ impl Gpu {
         let data = view.bytes.next_multiple_of(4);
         let words = 4 * WORDS as u64;
         let class = size_class(data + checks.len() as u64 * words);
-        let staging = self.guarded("readback", class, || {
+        let staging = self.reader(class)?;
+        self.guarded("readback", class, || {
             let mut recorder = lock(&self.inner.recorder);
-            let staging = self.reader(class);
-            recorder.read(&self.inner, view.buffer.raw(), view.offset, &staging, data);
+            recorder.read(&self.inner, view.buffer.raw(), view.offset, &staging.raw, data);
             for (check, at) in checks.iter().zip((data..).step_by(words as usize)) {
                 let status = check.view();
                 let encoder = recorder.encoder(&self.inner);
-                encoder.copy_buffer_to_buffer(status.buffer.raw(), status.offset, &staging, at, words);
+                encoder.copy_buffer_to_buffer(status.buffer.raw(), status.offset, &staging.raw, at, words);
             }
             recorder.flush(&self.inner);
-            staging
         })?;
         let mut verdict = Ok(());
-        map(self, &staging, |bytes| {
+        map(self, &staging.raw, |bytes| {
             out.copy_from_slice(&bytes[..out.len()]);
             let status = bytes[data as usize..].chunks_exact(words as usize);
             verdict = checks.iter().zip(status).try_for_each(|(check, status)| {
@@ -145,23 +148,23 @@ impl Gpu {
         })
         .await?;
         let mut readers = lock(&self.inner.readers);
-        if readers.iter().map(wgpu::Buffer::size).sum::<u64>() + class <= MAX_READERS {
+        if readers.iter().map(Staging::bytes).sum::<u64>() + class <= MAX_READERS {
             readers.push(staging);
         }
         verdict
     }
 
-    fn reader(&self, class: u64) -> wgpu::Buffer {
-        let mut readers = lock(&self.inner.readers);
-        if let Some(at) = readers.iter().position(|buffer| buffer.size() == class) {
-            return readers.swap_remove(at);
+    fn reader(&self, class: u64) -> Result<Staging> {
+        let known = {
+            let mut readers = lock(&self.inner.readers);
+            readers.iter().position(|staging| staging.bytes() == class).map(|at| readers.swap_remove(at))
+        };
+        match known {
+            Some(staging) => {
+                self.strike("readback", class)?;
+                Ok(staging)
+            }
+            None => self.staging("readback", class, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST),
         }
-        drop(readers);
-        self.inner.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("readback"),
-            size: class,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        })
     }
 }

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::buffer::{Buffer, size_class};
+use super::buffer::{Buffer, Staging};
 use super::kernel::Pipeline;
 use super::timing::Timing;
 use super::trace::Tracing;
@@ -14,8 +14,6 @@ use super::{Inner, lock};
 const BATCH: u32 = 32;
 /// Bytes of the uniform arena that holds the `Params` of a batch.
 const ARENA: u64 = 64 << 10;
-/// Uploads go in pieces of at most this many bytes, so staging never doubles a large tensor.
-const PIECE: usize = 8 << 20;
 /// Staged bytes after which a batch is submitted, so that its staging buffers come back.
 const STAGED: u64 = 64 << 20;
 
@@ -27,10 +25,10 @@ pub(crate) struct Recorder {
     dispatches: u32,
     arena: Option<wgpu::Buffer>,
     params: Vec<u8>,
-    staged: Vec<wgpu::Buffer>,
+    staged: Vec<Staging>,
     staged_bytes: u64,
     /// Mapped, ready to be filled; filled by the callbacks of finished batches.
-    staging: Arc<Mutex<Vec<wgpu::Buffer>>>,
+    staging: Arc<Mutex<Vec<Staging>>>,
     pub(crate) timing: Option<Timing>,
     pub(super) tracing: Option<Tracing>,
 }
@@ -41,7 +39,13 @@ impl Recorder {
         self.encoder.get_or_insert_with(|| inner.device.create_command_encoder(&Default::default()))
     }
 
-    /// Records one dispatch. `bindings` are the storage buffers from binding 1 on.
+    /// Staging buffers that wait for the next upload.
+    pub(crate) fn idle_staging(&self) -> Arc<Mutex<Vec<Staging>>> {
+        self.staging.clone()
+    }
+
+    /// Records one dispatch. `bindings` are the storage buffers from binding 1 on. Where something of it cannot be made, nothing is recorded: an invalid
+    /// command would take all others of the batch with it.
     pub(crate) fn dispatch(
         &mut self,
         inner: &Inner,
@@ -54,25 +58,25 @@ impl Recorder {
         if self.params.len() + params.len() > ARENA as usize {
             self.flush(inner);
         }
-        let arena = self
-            .arena
-            .get_or_insert_with(|| {
-                inner.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("params"),
-                    size: ARENA,
-                    usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
+        let reports = inner.faults.reports();
+        let arena = self.arena.take().unwrap_or_else(|| {
+            inner.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("params"),
+                size: ARENA,
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
             })
-            .clone();
+        });
+        if inner.faults.reports() != reports {
+            return;
+        }
+        let arena = &*self.arena.insert(arena);
         let offset = self.params.len() as u64;
-        self.params.extend_from_slice(params);
-        self.params.resize(self.params.len().next_multiple_of(alignment), 0);
 
         let mut entries = vec![wgpu::BindGroupEntry {
             binding: 0,
             resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer: &arena,
+                buffer: arena,
                 offset,
                 size: std::num::NonZeroU64::new(params.len() as u64),
             }),
@@ -85,6 +89,11 @@ impl Recorder {
             layout: &pipeline.layout,
             entries: &entries,
         });
+        if inner.faults.reports() != reports {
+            return;
+        }
+        self.params.extend_from_slice(params);
+        self.params.resize(self.params.len().next_multiple_of(alignment), 0);
 
         if self.timing.is_some() || self.pass.is_none() {
             let mut timing = self.timing.take();
@@ -110,48 +119,18 @@ impl Recorder {
         }
     }
 
-    pub(crate) fn write(&mut self, inner: &Inner, buffer: &Buffer, offset: u64, bytes: &[u8]) {
-        let mut offset = offset;
-        for piece in bytes.chunks(PIECE) {
-            let padded = (piece.len() as u64).next_multiple_of(4);
-            let class = size_class(padded);
-            let staging = self.stage(inner, class);
-            match staging.get_mapped_range_mut(0..padded) {
-                Ok(mut range) => {
-                    range.slice(..piece.len()).copy_from_slice(piece);
-                    if padded as usize > piece.len() {
-                        range.slice(piece.len()..).copy_from_slice(&[0u8; 4][..padded as usize - piece.len()]);
-                    }
-                }
-                // The buffer could not be made (no memory, or a lost device): wgpu has reported it, the caller asks for the fault.
-                Err(_) => return,
-            }
-            staging.unmap();
-            self.encoder(inner).copy_buffer_to_buffer(&staging, 0, buffer.raw(), offset, padded);
-            if let Some(tracing) = &mut self.tracing {
-                tracing.write(buffer.raw(), offset, piece);
-            }
-            self.staged.push(staging);
-            self.staged_bytes += class;
-            offset += padded;
-            if self.staged_bytes >= STAGED {
-                self.flush(inner);
-            }
+    /// Records the copy of a filled staging buffer, which comes back when it has been read; `written` is what it holds for the host.
+    pub(crate) fn copy_staged(&mut self, inner: &Inner, staging: Staging, to: &Buffer, offset: u64, written: &[u8]) {
+        let bytes = (written.len() as u64).next_multiple_of(4);
+        self.encoder(inner).copy_buffer_to_buffer(&staging.raw, 0, to.raw(), offset, bytes);
+        if let Some(tracing) = &mut self.tracing {
+            tracing.write(to.raw(), offset, written);
         }
-    }
-
-    fn stage(&mut self, inner: &Inner, class: u64) -> wgpu::Buffer {
-        let mut idle = lock(&self.staging);
-        if let Some(at) = idle.iter().position(|buffer| buffer.size() == class) {
-            return idle.swap_remove(at);
+        self.staged_bytes += staging.bytes();
+        self.staged.push(staging);
+        if self.staged_bytes >= STAGED {
+            self.flush(inner);
         }
-        drop(idle);
-        inner.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("staging"),
-            size: class,
-            usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: true,
-        })
     }
 
     pub(crate) fn copy(
@@ -191,6 +170,13 @@ impl Recorder {
         }
     }
 
+    /// Forgets everything recorded; what it held, to be dropped when the recorder is no longer locked.
+    pub(crate) fn abandon(&mut self) -> impl Sized + use<> {
+        self.params.clear();
+        (self.dispatches, self.staged_bytes) = (0, 0);
+        (self.pass.take(), self.encoder.take(), std::mem::take(&mut self.staged))
+    }
+
     /// Submits everything recorded.
     pub(crate) fn flush(&mut self, inner: &Inner) {
         self.pass = None;
@@ -198,6 +184,7 @@ impl Recorder {
         if let Some(timing) = &mut self.timing {
             timing.resolve(inner, &mut encoder);
         }
+        let reports = inner.faults.reports();
         if let Some(arena) = &self.arena
             && !self.params.is_empty()
         {
@@ -205,15 +192,18 @@ impl Recorder {
             inner.queue.write_buffer(arena, 0, &self.params);
         }
         inner.queue.submit([encoder.finish()]);
+        if inner.faults.reports() != reports {
+            inner.faults.lose_work();
+        }
         self.params.clear();
         self.dispatches = 0;
         self.staged_bytes = 0;
         for buffer in self.staged.drain(..) {
-            let (idle, handle) = (self.staging.clone(), buffer.clone());
-            buffer.slice(..).map_async(wgpu::MapMode::Write, move |result| {
+            let (idle, raw) = (self.staging.clone(), buffer.raw.clone());
+            raw.slice(..).map_async(wgpu::MapMode::Write, move |result| {
                 let mut idle = lock(&idle);
-                if result.is_ok() && idle.iter().map(wgpu::Buffer::size).sum::<u64>() < STAGED {
-                    idle.push(handle);
+                if result.is_ok() && idle.iter().map(Staging::bytes).sum::<u64>() < STAGED {
+                    idle.push(buffer);
                 }
             });
         }

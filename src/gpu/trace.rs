@@ -41,11 +41,13 @@ pub struct Trace {
 impl Trace {
     /// Names of the shaders that run in it.
     pub fn shaders(&self) -> BTreeSet<&str> {
-        let shader = |step| match step {
-            &Step::Dispatch { ref shader, .. } => Some(shader.as_str()),
-            _ => None,
-        };
-        self.steps.iter().filter_map(shader).collect()
+        self.steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Dispatch { shader, .. } => Some(shader.as_str()),
+                _ => None,
+            })
+            .collect()
     }
 }
 

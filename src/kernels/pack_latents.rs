@@ -112,20 +112,32 @@ pub(crate) fn keep_exact<T: AttentionElement>(
     }
 }
 
-/// Rebuilds tokens of packed pages, R_{n0}(mean + z D) and mean + z D, to the exact rows of `sequence`'s slot: those from `first` to `end` (excluded),
-/// sinks not among them.
-pub(crate) fn rebuild_exact(
-    layer: &LatentLayer,
-    store: &mut Store,
-    sequence: CachedSequence<'_>,
-    first: usize,
-    end: usize,
-) -> Result<()> {
-    match store {
-        Store::Host(store) => {
-            cpu::rebuild(layer, store, sequence, first, end);
-            Ok(())
+/// Tokens of packed pages to be rebuilt, R_{n0}(mean + z D) and mean + z D, to the exact rows of `sequence`'s slot: those from `first` to `end`
+/// (excluded), sinks not among them.
+#[derive(Clone, Copy)]
+pub(crate) struct ToExact<'a> {
+    pub(crate) sequence: CachedSequence<'a>,
+    pub(crate) first: usize,
+    pub(crate) end: usize,
+}
+
+impl ToExact<'_> {
+    /// What of it is to be recorded on a GPU. The rows that it replaces stay until it is.
+    pub(crate) fn prepare<'a>(&self, layer: &LatentLayer, store: &'a Store) -> Result<Vec<gpu::Ready<'a>>> {
+        match store {
+            Store::Device(store) if self.first < self.end => {
+                gpu::prepare_exact(layer, store, self.sequence, self.first..self.end)
+            }
+            _ => Ok(Vec::new()),
         }
-        Store::Device(store) => gpu::rebuild(layer, store, sequence, first..end),
+    }
+
+    /// Does it on the CPU.
+    pub(crate) fn on_host(&self, layer: &LatentLayer, store: &mut Store) {
+        if let Store::Host(store) = store
+            && self.first < self.end
+        {
+            cpu::rebuild(layer, store, self.sequence, self.first, self.end);
+        }
     }
 }

@@ -20,7 +20,8 @@ use crate::device::Device;
 use crate::gpu::block_on;
 use crate::kernels::attention::first_beyond;
 use crate::kernels::latent_attention::{Attending, HostTables, latent_attention};
-use crate::kernels::pack_latents::{Appended, PackJob, keep_exact, pack_latents, rebuild_exact};
+use crate::kernels::pack_latents::gpu::Ready;
+use crate::kernels::pack_latents::{Appended, PackJob, ToExact, keep_exact, pack_latents};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -330,15 +331,20 @@ impl KvCache {
     pub fn truncate(&mut self, sequence: Sequence, len: usize) -> Result<()> {
         self.held(sequence)?;
         let Some(held) = self.sequences.get_mut(&sequence) else { unreachable!("it was there") };
-        for (layer, held) in self.layers.iter_mut().zip(held).filter(|(_, held)| held.len > len) {
-            let shape = &layer.shape;
-            let (pages, boundary) = (shape.pages(len), shape.boundary(held.len));
+        fn to_exact<'a>(shape: &LatentLayer, held: &'a Held, len: usize) -> ToExact<'a> {
             let first = shape.boundary(len).max(shape.sinks);
-            let end = boundary.min(len);
-            if first < end {
-                rebuild_exact(shape, &mut layer.store, held.cached(), first, end)?;
-            }
-            let cut = held.pages.split_off(pages.min(held.pages.len()));
+            ToExact { sequence: held.cached(), first, end: shape.boundary(held.len).min(len) }
+        }
+        // Of all layers what can fail before anything is changed.
+        let mut ready = Vec::new();
+        for (layer, held) in self.layers.iter().zip(held.iter()).filter(|(_, held)| held.len > len) {
+            ready.extend(to_exact(&layer.shape, held, len).prepare(&layer.shape, &layer.store)?);
+        }
+        ready.iter().try_for_each(Ready::record)?;
+        drop(ready);
+        for (layer, held) in self.layers.iter_mut().zip(held).filter(|(_, held)| held.len > len) {
+            to_exact(&layer.shape, held, len).on_host(&layer.shape, &mut layer.store);
+            let cut = held.pages.split_off(layer.shape.pages(len).min(held.pages.len()));
             layer.release_pages(&cut);
             held.len = len;
         }

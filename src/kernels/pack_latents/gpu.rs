@@ -19,8 +19,8 @@ use crate::kv::store::device::head_words;
 use crate::tensor::Element;
 
 pub(super) use keep::keep;
-pub(super) use rebuild::rebuild;
-pub(crate) use rebuild::{Rebuilding, To, rebuild_pages};
+pub(super) use rebuild::prepare_exact;
+pub(crate) use rebuild::{Ready, Rebuilding, To, rebuild_pages};
 use rows::NewRows;
 
 params! {

@@ -1,6 +1,8 @@
 //! New tokens to exact rows.
 
+use super::rows::Bound;
 use super::*;
+use crate::gpu::Buffer;
 use crate::kv::store::device::row_words;
 
 params! {
@@ -47,7 +49,16 @@ struct Job {
     count: usize,
 }
 
-/// Records the copies of new tokens to the slots.
+/// One dispatch, for which everything is there.
+struct Ready<'a> {
+    x: Bound<'a>,
+    records: Buffer,
+    slots: View<'a>,
+    params: KeepParams,
+    grid: [u32; 3],
+}
+
+/// Records the copies of new tokens to the slots: all of them, or on an error none, as they replace rows that the cache then still needs.
 pub(in super::super) fn keep<T: AttentionElement>(
     layer: &LatentLayer,
     store: &DeviceStore,
@@ -67,14 +78,15 @@ pub(in super::super) fn keep<T: AttentionElement>(
             }
         }
     }
+    let mut ready = Vec::new();
     for (side, x) in [k, v].into_iter().enumerate() {
         let rows = NewRows::new(&store.gpu, x);
-        let call = Call { layer, store, side, half: T::NAME == f16::NAME };
+        let call = Call { layer, store, side };
         if rows.whole() && !store.slots.wide() {
             // Jobs of one chunk of slots.
             for jobs in jobs.chunk_by(|a, b| store.slots.place(a.slot).0 == store.slots.place(b.slot).0) {
                 for jobs in jobs.chunks((store.gpu.max_binding() / 64) as usize) {
-                    call.dispatch(jobs, &rows, 0..layer.kv_heads)?;
+                    ready.extend(call.prepare(jobs, &rows, 0..layer.kv_heads)?);
                 }
             }
             continue;
@@ -85,25 +97,28 @@ pub(in super::super) fn keep<T: AttentionElement>(
             for first in (0..job.count).step_by(step) {
                 let piece = Job { first: job.first + first, count: step.min(job.count - first), ..*job };
                 for head in 0..layer.kv_heads {
-                    call.dispatch(&[piece], &rows, head..head + 1)?;
+                    ready.extend(call.prepare(&[piece], &rows, head..head + 1)?);
                 }
             }
         }
     }
-    Ok(())
+    let constants = constants(T::NAME == f16::NAME);
+    store.gpu.pipeline(&KEEP, &constants)?;
+    ready.iter().try_for_each(|Ready { x, records, slots, params, grid }| {
+        store.gpu.run(&KEEP, &constants, params, &[x.view(), records.view(), *slots], *grid)
+    })
 }
 
 struct Call<'a> {
     layer: &'a LatentLayer,
     store: &'a DeviceStore,
     side: usize,
-    half: bool,
 }
 
-impl Call<'_> {
-    fn dispatch(&self, jobs: &[Job], rows: &NewRows<'_>, heads: std::ops::Range<usize>) -> Result<()> {
+impl<'a> Call<'a> {
+    fn prepare(&self, jobs: &[Job], rows: &NewRows<'a>, heads: std::ops::Range<usize>) -> Result<Option<Ready<'a>>> {
         let (layer, store, gpu) = (self.layer, self.store, &self.store.gpu);
-        let Some(job) = jobs.first() else { return Ok(()) };
+        let Some(job) = jobs.first() else { return Ok(None) };
         let wanted = job.first - job.len..job.first - job.len + job.count;
         let x = rows.of(gpu, job.sequence, heads.clone(), wanted)?;
         let records: Vec<u32> = jobs
@@ -143,6 +158,6 @@ impl Call<'_> {
             pad1: 0,
             pad2: 0,
         };
-        gpu.run(&KEEP, &constants(self.half), &params, &[x.view(), records.view(), slots], grid)
+        Ok(Some(Ready { x, records, slots, params, grid }))
     }
 }

@@ -48,7 +48,7 @@ pub(super) static REBUILD: Kernel = Kernel {
 };
 
 /// What is rebuilt of which heads, and where it goes.
-pub(crate) struct Rebuilding<'a> {
+pub(crate) struct Rebuilding<'a, 'b> {
     pub(crate) side: usize,
     pub(crate) heads: Range<usize>,
     /// Ids and numbers of pages of one chunk.
@@ -56,7 +56,7 @@ pub(crate) struct Rebuilding<'a> {
     /// Tokens that are wanted.
     pub(crate) tokens: Range<usize>,
     /// A slot, or pages [pages, heads, d, 32] of f32.
-    pub(crate) to: To<'a>,
+    pub(crate) to: To<'b>,
 }
 
 pub(crate) enum To<'a> {
@@ -65,19 +65,54 @@ pub(crate) enum To<'a> {
     Pages(&'a Buffer, usize),
 }
 
-/// Records it: of all heads at once where everything fits.
-pub(crate) fn rebuild_pages(layer: &LatentLayer, store: &DeviceStore, what: &Rebuilding<'_>) -> Result<()> {
+/// One dispatch, for which everything is there.
+pub(crate) struct Ready<'a> {
+    gpu: &'a Gpu,
+    records: Buffer,
+    layout: View<'a>,
+    up: View<'a>,
+    /// And the window of them.
+    angles: (Arc<Buffer>, u64, u64),
+    pages: View<'a>,
+    out: View<'a>,
+    params: RebuildParams,
+    grid: [u32; 3],
+}
+
+impl Ready<'_> {
+    /// Records it; only a lost device fails.
+    pub(crate) fn record(&self) -> Result<()> {
+        let (angles, offset, bytes) = &self.angles;
+        let angles = View { buffer: angles, offset: *offset, bytes: *bytes };
+        let bindings = [self.records.view(), self.layout, self.up, angles, self.pages, self.out];
+        self.gpu.run(&REBUILD, &[], &self.params, &bindings, self.grid)
+    }
+}
+
+/// Records it.
+pub(crate) fn rebuild_pages(layer: &LatentLayer, store: &DeviceStore, what: &Rebuilding<'_, '_>) -> Result<()> {
+    prepare(layer, store, what)?.iter().try_for_each(Ready::record)
+}
+
+/// What is to be recorded: all heads at once where everything fits.
+fn prepare<'a>(layer: &LatentLayer, store: &'a DeviceStore, what: &Rebuilding<'_, 'a>) -> Result<Vec<Ready<'a>>> {
     let limit = store.gpu.max_binding();
     let wide = store.pages.wide() || matches!(what.to, To::Slot(_)) && store.slots.wide();
     if !wide && store.factors.up[what.side].bytes() <= limit {
-        return dispatch(layer, store, what, what.heads.clone());
+        return Ok(prepare_heads(layer, store, what, what.heads.clone())?.into_iter().collect());
     }
-    what.heads.clone().try_for_each(|head| dispatch(layer, store, what, head..head + 1))
+    what.heads.clone().filter_map(|head| prepare_heads(layer, store, what, head..head + 1).transpose()).collect()
 }
 
-fn dispatch(layer: &LatentLayer, store: &DeviceStore, what: &Rebuilding<'_>, heads: Range<usize>) -> Result<()> {
+fn prepare_heads<'a>(
+    layer: &LatentLayer,
+    store: &'a DeviceStore,
+    what: &Rebuilding<'_, 'a>,
+    heads: Range<usize>,
+) -> Result<Option<Ready<'a>>> {
     let (gpu, factors) = (&store.gpu, &store.factors);
-    let Some(&(id, first_page)) = what.pages.first() else { return Ok(()) };
+    let Some(&(id, first_page)) = what.pages.first() else { return Ok(None) };
+    gpu.pipeline(&REBUILD, &[])?;
     let last_page = what.pages.iter().map(|(_, page)| *page).max().unwrap_or(first_page);
     let records: Vec<u32> = what.pages.iter().flat_map(|&(id, page)| [store.pages.place(id).1, page as u32]).collect();
     let records = gpu.upload(PLACE, bytemuck::cast_slice(&records))?;
@@ -139,29 +174,31 @@ fn dispatch(layer: &LatentLayer, store: &DeviceStore, what: &Rebuilding<'_>, hea
         pad1: 0,
         pad2: 0,
     };
-    let bindings = [records.view(), factors.layout.view(), up, angles, pages, out];
-    gpu.run(&REBUILD, &[], &params, &bindings, grid)
+    let window = (angles.offset, angles.bytes);
+    let angles = (held.clone(), window.0, window.1);
+    Ok(Some(Ready { gpu, records, layout: factors.layout.view(), up, angles, pages, out, params, grid }))
 }
 
-/// Records that tokens of packed pages become exact rows of the sequence.
-pub(in super::super) fn rebuild(
+/// What is to be recorded for tokens of packed pages to become exact rows of the sequence.
+pub(in super::super) fn prepare_exact<'a>(
     layer: &LatentLayer,
-    store: &DeviceStore,
+    store: &'a DeviceStore,
     sequence: CachedSequence<'_>,
     tokens: Range<usize>,
-) -> Result<()> {
+) -> Result<Vec<Ready<'a>>> {
     let numbers = tokens.start / PAGE..tokens.end.div_ceil(PAGE);
     let pages: Vec<(u32, usize)> = numbers.map(|page| (sequence.pages[page], page)).collect();
     // Few at a time, so that their angles fit.
     let of_page = layer.turns.block().map_or(1, |block| PAGE.div_ceil(block) + 1) as u64 * store.angles.bytes();
     let step = (store.gpu.max_binding() / 2 / of_page.max(1)).clamp(1, 1024) as usize;
+    let mut ready = Vec::new();
     for pages in pages.chunk_by(|a, b| store.pages.place(a.0).0 == store.pages.place(b.0).0) {
         for pages in pages.chunks(step) {
             for side in 0..2 {
                 let (heads, to) = (0..layer.kv_heads, To::Slot(sequence.slot));
-                rebuild_pages(layer, store, &Rebuilding { side, heads, pages, tokens: tokens.clone(), to })?;
+                ready.extend(prepare(layer, store, &Rebuilding { side, heads, pages, tokens: tokens.clone(), to })?);
             }
         }
     }
-    Ok(())
+    Ok(ready)
 }
