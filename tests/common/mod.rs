@@ -61,7 +61,14 @@ fn mutant(cases: &[Case], path: &str) -> ! {
     }
     let adapters = Device::adapters();
     let device = Device::gpu_at(adapters.first().expect("an adapter").index).expect("a device");
-    let concerned = cases.iter().filter(|case| broken.iter().any(|variant| variant.kernel == case.subject));
+    // Its own cases, then those of its family, which run it too.
+    let family = |kernel: &str| match kernel.split('_').next() {
+        Some("pack" | "latent") => "cache".to_string(),
+        word => word.unwrap_or_default().to_string(),
+    };
+    let own = |case: &&Case| broken.iter().any(|variant| variant.kernel == case.subject);
+    let related = |case: &&Case| broken.iter().any(|variant| family(variant.kernel) == family(case.subject));
+    let concerned = cases.iter().filter(own).chain(cases.iter().filter(|case| !own(case) && related(case)));
     for case in concerned.filter(|case| case.needs.iter().all(|need| has(&adapters[0], need))) {
         let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (case.run)(&device)));
         if !matches!(run, Ok(Ok(()))) {
