@@ -61,7 +61,7 @@ fn provoke(soak: &mut Soak, kind: u32) -> Result<()> {
         0 => {
             let other = device.tensor(&Array1::from_elem(length + 1, 1.0f32))?;
             ensure!(matches!(kernels::log_iv(&good, &other), Err(Error::Shape { .. })), "a length that differs");
-            let matrix = device.tensor(&Array2::<f32>::ones((3, length)))?;
+            let matrix = device.tensor(&Array2::<f32>::ones((length + 1, length)))?;
             ensure!(matches!(kernels::matmul(&matrix, &matrix, false, false), Err(Error::Shape { .. })), "inner sizes");
         }
         1 => {
