@@ -60,8 +60,7 @@ fn code(result: anyhow::Result<()>) -> ExitCode {
 
 /// One line, whatever is in the text.
 fn complain(text: &str) {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let _ = writeln!(std::io::stderr(), "orthant: {line}");
+    let _ = writeln!(std::io::stderr(), "orthant: {}", complaint::printable(text));
 }
 
 /// The first paragraph of clap's complaint, without its advice.

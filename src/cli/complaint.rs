@@ -21,6 +21,12 @@ pub fn bad(place: impl Display, what: impl Display) -> anyhow::Error {
     BadInput(format!("{place}: {what}")).into()
 }
 
+/// `text` as one line of which a terminal does nothing but show it: a file may have anything in the names it holds.
+pub fn printable(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
 /// Says which file an error is about.
 pub trait InFile<T> {
     fn in_file(self, path: &Path) -> anyhow::Result<T>;

@@ -24,7 +24,7 @@ use ndarray::Array2;
 
 use super::codes::check_bits;
 use super::index::{PLACE, all_words};
-use super::neighbours::merge;
+use super::neighbours::{first_id, merge};
 use crate::hamming::{Codes, Index, Mask, SearchOptions};
 use crate::kernels::hamming::Store;
 use crate::kernels::hamming::cpu::Tiles;
@@ -88,6 +88,9 @@ impl Header {
         }
         let Ok(ids) = usize::try_from(ids) else { return Err(format!("{ids} codes are too many for this machine")) };
         let header = Self { bits, ids, first_id: long(24), removed: long(32) == 1 };
+        if header.first_id.checked_add(header.ids as u64).is_none() {
+            return Err(format!("{ids} ids from {} on", header.first_id));
+        }
         if header.length() != length {
             return Err(format!("{length} bytes long, expected {}", header.length()));
         }
@@ -139,6 +142,9 @@ impl Index {
         let io = |error: std::io::Error| io(path, &error);
         let header =
             Header { bits: self.bits, ids: self.ids(), first_id: self.first_id, removed: self.present.is_some() };
+        if header.first_id.checked_add(header.ids as u64).is_none() {
+            return Err(first_id(PLACE, header.ids as u64, header.first_id));
+        }
         let mut file = BufWriter::new(File::create(path).map_err(io)?);
         file.write_all(&header.write()).map_err(io)?;
         match &self.store {

@@ -25,7 +25,12 @@ impl<T: Element> Neighbours<T> {
     /// # Errors
     /// Those of [`Tensor::to_array`].
     pub fn global_ids(&self) -> Result<Array2<u64>> {
-        Ok(self.ids.to_array()?.mapv(|id| self.first_id + u64::from(id)))
+        let ids = self.ids.to_array()?;
+        let last = ids.iter().copied().max().unwrap_or(0);
+        if self.first_id.checked_add(u64::from(last)).is_none() {
+            return Err(first_id("Neighbours", u64::from(last), self.first_id));
+        }
+        Ok(ids.mapv(|id| self.first_id + u64::from(id)))
     }
 
     /// The k nearest among results of several parts of a base, with their ids as they are: ids and distances, (queries, k). Waits.
@@ -41,6 +46,12 @@ impl<T: Element> Neighbours<T> {
 }
 
 /// The k smallest of each row among `parts`, ids and distances, by (distance, id).
+/// Of ids that count from so much that the last is beyond 2^64.
+pub(super) fn first_id(place: &'static str, last: u64, found: u64) -> Error {
+    let expected = format!("at most 2^64 - 1 less the last id, {last}");
+    Error::Argument { place, quantity: "first_id", expected, found: found.to_string() }
+}
+
 pub(super) fn merge<T: Element>(parts: &[(Array2<u64>, Array2<T>)], k: usize) -> Result<(Array2<u64>, Array2<T>)> {
     let queries = parts.first().map_or(0, |(ids, _)| ids.nrows());
     let mut all: Vec<Vec<(T, u64)>> = vec![Vec::new(); queries];

@@ -191,6 +191,20 @@ impl SetLayout {
         fine
     }
 
+    /// Whether all that the tokens from `skip` on stand for is finite, and the parameters of all are.
+    pub(crate) fn is_finite(&self, page: &[u32], skip: usize) -> bool {
+        let codes = |finite: fn(u32) -> bool| {
+            let words = page[self.codes..self.end].chunks_exact(PAGE);
+            words.flat_map(|words| words.iter().skip(skip)).all(|&word| finite(word))
+        };
+        let halves = |word: u32| half_at(word, 0).is_finite() && half_at(word, 16).is_finite();
+        match self.bits {
+            LatentBits::ThirtyTwo => codes(|word| f32::from_bits(word).is_finite()),
+            LatentBits::Sixteen => codes(halves),
+            _ => page[self.params..self.codes].iter().all(|&word| halves(word)),
+        }
+    }
+
     /// The minimum and the scale of a latent.
     pub(crate) fn scaling(&self, page: &[u32], channel: usize, token: usize) -> (f32, f32) {
         let word = match self.side {

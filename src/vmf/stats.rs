@@ -55,6 +55,11 @@ impl TryFrom<Parts> for VmfStats {
             "resultant has fewer than 2 elements"
         } else if !(weight.is_finite() && weight >= 0.0) || resultant.iter().any(|value| !value.is_finite()) {
             "weight or resultant is not finite"
+        } else if length(&resultant) > weight * (1.0 + 1e-5) {
+            // Ten times what the rounding of f32 rows and their sums can make of it.
+            "resultant is longer than the weight, which no sum of unit rows is"
+        } else if (count == 0) != (weight == 0.0) {
+            "count or weight is 0, the other is not"
         } else {
             return Ok(VmfStats { count, weight, resultant });
         };
@@ -225,7 +230,7 @@ impl VmfStats {
     /// Adds the rows that `other` has seen.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the dimensions differ; [`Error::Argument`] for sums that are not finite.
+    /// [`Error::Shape`] if the dimensions differ; [`Error::Argument`] for sums that are not finite, or of 2^64 rows.
     pub fn merge(&mut self, other: &VmfStats) -> Result<()> {
         if self.dim() != other.dim() {
             let expected = format!("[{}]", self.dim());
@@ -275,16 +280,22 @@ impl VmfStats {
     }
 }
 
-/// An error where the sum of `parts` overflows. No sum of rows is longer than their weight, so half of f64's range is enough for all.
+/// An error where the sum of `parts`, or of their counts, overflows. No sum of rows is longer than their weight, so half of f64's range is enough for all.
 fn check_sums<'a>(parts: impl IntoIterator<Item = &'a VmfStats>) -> Result<()> {
     let mut weight = 0.0;
     let mut finite = true;
+    let mut count = Some(0u64);
     for part in parts {
+        count = count.and_then(|count| count.checked_add(part.count));
         weight += part.weight;
         finite &= part.resultant.iter().all(|value| value.is_finite());
     }
-    if finite && weight <= f64::MAX / 2.0 {
+    if finite && weight <= f64::MAX / 2.0 && count.is_some() {
         return Ok(());
+    }
+    if count.is_none() {
+        let (expected, found) = ("fewer than 2^64 in all".into(), "more".into());
+        return Err(Error::Argument { place: PLACE, quantity: "rows", expected, found });
     }
     let expected = "weights with a finite sum".into();
     Err(Error::Argument { place: PLACE, quantity: "weights", expected, found: format!("a sum of {weight:e}") })

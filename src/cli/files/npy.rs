@@ -79,7 +79,9 @@ fn read_header(from: &mut impl Read) -> std::io::Result<NpyHeader> {
         .map(|word| word.trim_end_matches('L').parse::<u64>().ok())
         .try_fold(1u64, |product, n| product.checked_mul(n?.max(1)))
         .ok_or_else(|| invalid("the shape has more than 2^64 elements"))?;
+    // Behind the first line the error has a drawing of the place.
     NpyHeader::from_reader(header.as_slice())
+        .map_err(|error| invalid(error.to_string().lines().next().unwrap_or("no header").trim_end_matches([':', ' '])))
 }
 
 fn describe(path: &Path, header: &NpyHeader, body: Body) -> RawArray {

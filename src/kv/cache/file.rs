@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use half::f16;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -195,7 +196,35 @@ impl<'a> OfLayer<'a> {
         {
             return format(format!("the tables of layer {} do not fit its lengths and pages", layer.number));
         }
-        Ok(Self { pages, exact, lengths, tables })
+        let read = Self { pages, exact, lengths, tables };
+        if !read.is_finite(&layer.shape) {
+            return format(format!("layer {} has elements that are not finite", layer.number));
+        }
+        Ok(read)
+    }
+
+    /// Whether every row held is finite. Packed sinks count for nothing: they are held exactly beside.
+    fn is_finite(&self, shape: &LatentLayer) -> bool {
+        let exact = match shape.exact {
+            ExactType::Half => self.exact.as_chunks().0.iter().all(|x| f16::from_le_bytes(*x).is_finite()),
+            ExactType::Single => self.exact.as_chunks().0.iter().all(|x| f32::from_le_bytes(*x).is_finite()),
+        };
+        let bytes = shape.layout.bytes().max(1) as usize;
+        // A page with sinks is the first of a sequence, and nothing else.
+        let mut skips = vec![shape.sinks; self.pages.len() / bytes];
+        let mut tables = &self.tables[..];
+        for len in &self.lengths {
+            let (table, rest) = tables.split_at(shape.pages(*len));
+            table.iter().skip(1).for_each(|row| skips[*row as usize] = 0);
+            tables = rest;
+        }
+        let words = |page: &[u8]| page.as_chunks().0.iter().map(|x| u32::from_le_bytes(*x)).collect::<Vec<u32>>();
+        let sets = || shape.layout.keys.iter().chain(&shape.layout.values);
+        let fine = |(page, &skip): (&[u8], &usize)| {
+            let page = words(page);
+            sets().all(|set| set.is_finite(&page, skip))
+        };
+        exact && self.pages.chunks_exact(bytes).zip(&skips).all(fine)
     }
 
     /// Pages and slots of their own, with what the file has.

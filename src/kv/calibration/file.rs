@@ -147,15 +147,20 @@ impl Calibration {
                     Array1::ones(kv_heads)
                 }
             };
-            if let Some(head) = weights.iter().position(|weight| *weight < 0.0) {
+            if let Some(head) = weights.iter().position(|weight| !is_count(*weight)) {
                 return file.format(format!("{} of head {head} is {}", name("count"), weights[head]));
             }
-            Ok(Some(Moments::of_means(weights, &mean, &moment)))
+            let moments = Moments::of_means(weights, &mean, &moment);
+            sums(file, &name("mom"), moments.sums.iter().chain(&moments.products))?;
+            Ok(Some(moments))
         };
         let (keys, values, attended) = (moments(&k)?, moments("cal_v")?, moments("cal_v_attnw")?);
         let count = |name: String| -> Result<Option<f64>> {
             match file.has(&name)? {
-                true => Ok(Some(file.shaped::<ndarray::Ix0>(&name, &[])?.into_scalar())),
+                true => match file.shaped::<ndarray::Ix0>(&name, &[])?.into_scalar() {
+                    count if is_count(count) => Ok(Some(count)),
+                    count => file.format(format!("{name} is {count}")),
+                },
                 false => Ok(None),
             }
         };
@@ -165,7 +170,9 @@ impl Calibration {
             let count = count(format!("{prefix}{q}_count"))?;
             uncounted |= count.is_none();
             let count = count.filter(|count| *count > 0.0).unwrap_or(1.0);
-            queries = Some(QueryMoments { count, products: moment * count });
+            let products = moment * count;
+            sums(file, &format!("{prefix}{q}_mom"), products.iter())?;
+            queries = Some(QueryMoments { count, products });
         }
         let output_gram = match file.has(&format!("{prefix}wo_gram"))? {
             true => Some(file.shaped::<Ix3>(&format!("{prefix}wo_gram"), &[kv_heads, d, d])?),
@@ -188,8 +195,20 @@ impl Calibration {
             let count = count(format!("{prefix}cal_x_count"))?;
             uncounted |= count.is_none();
             let count = count.filter(|count| *count > 0.0).unwrap_or(1.0);
-            inputs = Some(Inputs { count, sum: mean * count });
+            let sum = mean * count;
+            sums(file, &format!("{prefix}cal_x_mean"), sum.iter())?;
+            inputs = Some(Inputs { count, sum });
         }
         Ok(LayerMoments { keys, values, attended, queries, inputs, output_gram, weights, uncounted })
     }
+}
+
+/// Whether it may be a number of rows, or a sum of weights: 0, or of a size whose square f64 has room for.
+fn is_count(count: f64) -> bool {
+    count == 0.0 || (1e-100..=1e100).contains(&count)
+}
+
+/// An error where means times their count are too large.
+fn sums<'a>(file: &Reading, name: &str, mut sums: impl Iterator<Item = &'a f64>) -> Result<()> {
+    if sums.all(|sum| sum.is_finite()) { Ok(()) } else { file.format(format!("{name} times its count is beyond f64")) }
 }
