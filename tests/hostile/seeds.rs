@@ -325,3 +325,8 @@ pub fn indexes() -> Vec<Vec<u8>> {
     };
     (0..).zip(kinds).flat_map(of_kind).collect()
 }
+
+/// Of [`super::options::options`], which draws all it needs from any bytes: one for each family.
+pub fn options() -> Vec<Vec<u8>> {
+    (0..16).map(|family| vec![family; 8]).collect()
+}
