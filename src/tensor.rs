@@ -173,7 +173,10 @@ impl<T: Element, D: Dimension> Tensor<T, D> {
     /// [`Error::Shape`] when the numbers of elements differ.
     pub fn into_shape<S: IntoDimension>(self, shape: S) -> Result<Tensor<T, S::Dim>> {
         let dim = shape.into_dimension();
-        if dim.size_checked() != Some(self.len()) {
+        // ndarray takes no shape whose axes above 0 multiply to more than isize::MAX, be there elements or not.
+        let axes = dim.slice().iter().try_fold(1usize, |product, &axis| product.checked_mul(axis.max(1)));
+        let fits = axes.is_some_and(|product| isize::try_from(product).is_ok());
+        if dim.size_checked() != Some(self.len()) || !fits {
             return Err(Error::Shape {
                 place: "into_shape",
                 quantity: "tensor",

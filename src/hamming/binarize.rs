@@ -12,6 +12,7 @@ use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 
 use super::Codes;
+use crate::device::host_memory;
 use crate::gpu::block_on;
 use crate::kernels::{MatmulElement, SignRule, matmul, sign_pack};
 use crate::tensor::{Storage, Tensor};
@@ -127,7 +128,10 @@ impl Binarizer {
                 found: "0".into(),
             });
         }
-        let planes = Array2::from_shape_vec((bits, dim), gaussian(bits * dim, seed));
+        let mut elements = host_memory(PLACE, bits.saturating_mul(dim))?;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        elements.iter_mut().for_each(|element: &mut f32| *element = StandardNormal.sample(&mut rng));
+        let planes = Array2::from_shape_vec((bits, dim), elements);
         let Ok(planes) = planes else { unreachable!("bits dim elements") };
         Ok(Self { dim, bits, rule: SignRule::default(), planes: Some(planes), thresholds: None })
     }

@@ -7,6 +7,8 @@ use super::{LatentBits, Ranks};
 use crate::{Error, Result};
 
 const PLACE: &str = "kv::allocate";
+/// More than heads side by side have elements, and few enough that no sum of sizes overflows.
+const MAX_RANK: usize = 1 << 28;
 
 /// What [`allocate`] may spend.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -69,8 +71,9 @@ pub fn allocate(errors: ArrayView4<'_, f64>, ranks: &[usize], budget: Budget) ->
         let expected = format!("[layers, 2, heads, {}]", ranks.len());
         return Err(Error::Shape { place: PLACE, quantity: "errors", expected, found: shape.to_vec() });
     }
-    let Some(&full) = ranks.last().filter(|_| ranks.is_sorted_by(|a, b| a < b)) else {
-        return argument("ranks", "one or more, ascending".into(), format!("{ranks:?}"));
+    let fine = |full: &&usize| **full <= MAX_RANK && ranks.is_sorted_by(|a, b| a < b);
+    let Some(&full) = ranks.last().filter(fine) else {
+        return argument("ranks", format!("one or more, ascending, at most {MAX_RANK}"), format!("{ranks:?}"));
     };
     if let Some((index, found)) = errors.iter().enumerate().find(|(_, error)| !error.is_finite()) {
         let found = found.to_string();

@@ -19,6 +19,8 @@ pub(crate) use file::{layout_name, parse_layout};
 pub use trained::{CskvNames, MatryoshkaNames};
 
 const PLACE: &str = "Projections";
+/// More than a model has, and few enough that a file cannot make sizes overflow by them.
+const MAX_HEADS: usize = 1 << 20;
 
 fn argument<T>(quantity: &'static str, expected: impl Into<String>, found: impl ToString) -> Result<T> {
     Err(Error::Argument { place: PLACE, quantity, expected: expected.into(), found: found.to_string() })
@@ -91,8 +93,8 @@ impl Projections {
     /// # Errors
     /// [`Error::Argument`] for sizes out of their range, a rotation of more elements than a head has, or a block of 0.
     pub fn new(kv_heads: usize, head_dim: usize, rope: Rope, frame: Frame) -> Result<Self> {
-        if kv_heads == 0 {
-            return argument("kv_heads", "at least 1", kv_heads);
+        if !(1..=MAX_HEADS).contains(&kv_heads) {
+            return argument("kv_heads", format!("1 to {MAX_HEADS}"), kv_heads);
         }
         if !(1..=256).contains(&head_dim) {
             return argument("head_dim", "1 to 256", head_dim);

@@ -163,6 +163,9 @@ pub enum Frame {
     Block(usize),
 }
 
+/// Tokens of a block at most: more than a sequence has.
+const MAX_BLOCK: usize = 1 << 30;
+
 impl Frame {
     /// Tokens that share an origin; none where positions count from 0.
     pub fn block(self) -> Option<usize> {
@@ -175,11 +178,11 @@ impl Frame {
 
     pub(crate) fn check(self) -> Result<()> {
         match self {
-            Self::Block(0) => Err(Error::Argument {
+            Self::Block(block) if !(1..=MAX_BLOCK).contains(&block) => Err(Error::Argument {
                 place: "Frame",
                 quantity: "block",
-                expected: "at least 1 token".into(),
-                found: "0".into(),
+                expected: format!("1 to {MAX_BLOCK} tokens"),
+                found: block.to_string(),
             }),
             _ => Ok(()),
         }

@@ -1,4 +1,5 @@
 //! An allocator that counts: how much a reader holds at most, against the length of what it reads.
+#![allow(dead_code, reason = "the fuzz targets use the rest")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -50,3 +51,10 @@ pub fn most<T>(run: impl FnOnce() -> T) -> (T, usize) {
     let result = run();
     (result, MOST.load(Relaxed).saturating_sub(before))
 }
+
+/// What readers and all that is done with their results may hold: that many times the file's length, and so many bytes more.
+pub const READERS: (usize, usize) = (64, 8 << 20);
+/// Of archives: what is packed in a byte may be 1032 (deflate's own limit).
+pub const ARCHIVES: (usize, usize) = (8 * 1032, 8 << 20);
+/// Of calls whose sizes are drawn.
+pub const OPTIONS: (usize, usize) = (0, 256 << 20);

@@ -75,6 +75,8 @@ pub fn check_mixture(mixture: &VmfMixture) {
         assert_eq!(component.mean_direction.len(), dim);
     }
     assert!(!mixture.aic().is_nan() && !mixture.bic().is_nan(), "{mixture:?}");
+    assert!(!mixture.log_likelihood().is_nan());
+    let _ = mixture.converged();
     assert_eq!(mixture.iterations(), mixture.log_likelihood_trace().len());
     let rows = Device::Cpu.tensor_from(rows(dim)).unwrap();
     let labels = mixture.predict(&rows).unwrap().to_array().unwrap();

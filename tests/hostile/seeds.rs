@@ -1,4 +1,5 @@
 //! Small files, all valid, that mutations begin from; made here, for a committed one would go stale.
+#![allow(dead_code, reason = "the fuzz targets use the rest")]
 
 use std::io::{Cursor, Write};
 
@@ -324,4 +325,9 @@ pub fn indexes() -> Vec<Vec<u8>> {
         files.into_iter().map(move |file| [&[kind][..], &file].concat()).collect::<Vec<_>>()
     };
     (0..).zip(kinds).flat_map(of_kind).collect()
+}
+
+/// Of [`super::options::options`], which draws all it needs from any bytes: one for each family.
+pub fn options() -> Vec<Vec<u8>> {
+    (0..16).map(|family| vec![family; 8]).collect()
 }

@@ -3,6 +3,7 @@
 use std::io::{BufReader, Read, Seek, Write};
 use std::path::Path;
 
+use npyz::zip::CompressionMethod;
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar, WriterBuilder};
 
 use super::array::{Body, Dtype, RawArray, open_file};
@@ -24,7 +25,7 @@ pub fn open_npy(path: &Path) -> anyhow::Result<RawArray> {
 }
 
 pub fn open_npz(path: &Path, name: Option<&str>) -> anyhow::Result<RawArray> {
-    let (file, _) = open_file(path)?;
+    let (file, length) = open_file(path)?;
     let in_archive =
         |error: std::io::Error| bad(path.display(), format!("not a readable .npz file ({})", reason(&error)));
     let mut archive = npyz::npz::NpzArchive::new(BufReader::new(file)).map_err(in_archive)?;
@@ -33,10 +34,23 @@ pub fn open_npz(path: &Path, name: Option<&str>) -> anyhow::Result<RawArray> {
     let name = choose(path, &names, name)?;
     let entry = archive.zip_archive().by_name(&npyz::npz::file_name_from_array_name(name));
     let mut entry = entry.map_err(|error| in_archive(std::io::Error::other(error.to_string())))?;
+    if !matches!(entry.compression(), CompressionMethod::Stored | CompressionMethod::Deflated) {
+        let problem =
+            format!("{name} is packed by {}, expected deflate or nothing, as NumPy does it", entry.compression());
+        return Err(bad(path.display(), problem));
+    }
+    let packed = entry.compressed_size().min(length);
     let header = read_header(&mut entry).map_err(in_archive)?;
     let mut array = describe(path, &header, Body::Memory(Vec::new()));
-    // Not what the archive says it unpacks to, which may be anything, but what the array has.
+    // Not what the archive says it unpacks to, which may be anything, but what the array has; as far as what is there can unpack to that.
     let needed = array.bytes().unwrap_or(0);
+    let most = packed.saturating_mul(MAX_RATIO);
+    if needed > most {
+        return Err(bad(
+            path.display(),
+            format!("truncated: {name} needs {needed} bytes, the {packed} it is packed in hold at most {most}"),
+        ));
+    }
     let mut bytes = memory::reserve(needed).ok_or_else(|| {
         bad(
             path.display(),
@@ -49,8 +63,13 @@ pub fn open_npz(path: &Path, name: Option<&str>) -> anyhow::Result<RawArray> {
     Ok(array)
 }
 
+/// What a byte of deflate unpacks to at most.
+const MAX_RATIO: u64 = 1032;
+
 /// A header may be this long; NumPy itself reads 10000 bytes.
-const MAX_HEADER_BYTES: u64 = 1 << 20;
+const MAX_HEADER_BYTES: u64 = 1 << 16;
+/// How deep its brackets may be: a record with a shape in the dictionary takes 4. npyz's parser takes time that doubles with each.
+const MAX_DEPTH: i32 = 8;
 
 /// The header, after a look at its numbers: npyz multiplies the axes without a check.
 fn read_header(from: &mut impl Read) -> std::io::Result<NpyHeader> {
@@ -72,6 +91,9 @@ fn read_header(from: &mut impl Read) -> std::io::Result<NpyHeader> {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
     let text = String::from_utf8_lossy(&header[start..]);
+    if !is_plain(&text) {
+        return Err(invalid("the header is no description of an array"));
+    }
     let numbers =
         text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| word.starts_with(char::is_numeric));
     // Of the shape, and of nothing else in the header of an array of numbers; an axis of 0 hides no other.
@@ -82,6 +104,27 @@ fn read_header(from: &mut impl Read) -> std::io::Result<NpyHeader> {
     // Behind the first line the error has a drawing of the place.
     NpyHeader::from_reader(header.as_slice())
         .map_err(|error| invalid(error.to_string().lines().next().unwrap_or("no header").trim_end_matches([':', ' '])))
+}
+
+/// Whether what is outside quotes has few brackets in brackets and no signs, as descriptions of arrays have none.
+fn is_plain(header: &str) -> bool {
+    let (mut depth, mut quote, mut escaped) = (0, None, false);
+    for c in header.chars() {
+        match (c, quote) {
+            _ if std::mem::take(&mut escaped) => {}
+            ('\\', _) => escaped = true,
+            ('\'' | '"', None) => quote = Some(c),
+            (c, Some(open)) if c == open => quote = None,
+            ('(' | '[' | '{', None) => depth += 1,
+            (')' | ']' | '}', None) => depth -= 1,
+            ('-' | '+', None) => return false,
+            _ => {}
+        }
+        if !(0..=MAX_DEPTH).contains(&depth) {
+            return false;
+        }
+    }
+    true
 }
 
 fn describe(path: &Path, header: &NpyHeader, body: Body) -> RawArray {

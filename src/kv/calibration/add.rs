@@ -24,6 +24,9 @@ struct Batch<'a> {
     v: Array4<f32>,
 }
 
+/// The last position at which a sequence may begin: f64 tells it from its neighbours.
+const MAX_START: usize = 1 << 52;
+
 impl Calibration {
     /// Adds a batch of a layer's activations, after rotary embedding as the cache gets them.
     ///
@@ -139,6 +142,9 @@ impl Calibration {
                 let expected = format!("{expected:?} in layer {layer}");
                 return Err(Error::Shape { place: PLACE, quantity, expected, found: found.to_vec() });
             }
+        }
+        if let Some(start) = starts.iter().find(|start| **start > MAX_START) {
+            return super::argument("starts", format!("at most {MAX_START}"), start);
         }
         let host = |quantity, tensor: &Tensor<T, Ix4>| {
             let array = tensor.to_array()?.mapv(AttentionElement::widen);

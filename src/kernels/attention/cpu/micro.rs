@@ -457,7 +457,8 @@ unsafe fn tile<S: Simd, T: Stored, const R: usize, const N: usize>(
                     sums[r][n] = S::fma(x, columns[n], sums[r][n]);
                 }
             }
-            row = row.add(ldb);
+            // Behind the last row it may be beyond the elements, where none is read.
+            row = row.wrapping_add(ldb);
             at = at.add(1);
         }
         for r in 0..R {

@@ -1,0 +1,5 @@
+#![no_main]
+
+use orthant_fuzz::hostile::{heap, models, seeds};
+
+orthant_fuzz::target!(seeds::models(), heap::READERS, models::models);

@@ -1,0 +1,5 @@
+#![no_main]
+
+use orthant_fuzz::hostile::{heap, readers, seeds};
+
+orthant_fuzz::target!(seeds::npy(), heap::READERS, readers::npy);

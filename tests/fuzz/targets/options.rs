@@ -1,0 +1,5 @@
+#![no_main]
+
+use orthant_fuzz::hostile::{heap, options, seeds};
+
+orthant_fuzz::target!(seeds::options(), heap::OPTIONS, options::options);
