@@ -460,7 +460,7 @@ fn files_that_cannot_be_rows() {
     fit(&folder.npy("over.npy", "<f4", false, "(4294967296, 4294967296)", &[]), &["2^64"]);
     fit(&folder.npy("hidden.npy", "<f4", false, "(0, 4294967296, 4294967296)", &[]), &["2^64"]);
     for (name, shape, words) in
-        [("over.npz", "(4294967296, 4294967296)", "2^64"), ("large.npz", "(4294967296, 536870912)", "free memory")]
+        [("over.npz", "(4294967296, 4294967296)", "2^64"), ("large.npz", "(4294967296, 536870912)", "hold at most")]
     {
         use std::io::Write;
         let mut npz = npyz::npz::NpzWriter::create(folder.path(name)).unwrap();

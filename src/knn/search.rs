@@ -116,6 +116,14 @@ pub async fn rescore_async<T: MatmulElement<Sum = f32>>(
             found: candidates.shape().to_vec(),
         });
     }
+    if k > candidates.ncols() {
+        return Err(Error::Argument {
+            place: "knn",
+            quantity: "k",
+            expected: format!("at most {}, the candidates of a query", candidates.ncols()),
+            found: k.to_string(),
+        });
+    }
     let base = Rows::new(base, metric, "base").await?;
     let queries = Rows::new(queries, metric, "query").await?;
     let lists: Vec<Vec<u32>> = (candidates.outer_iter())

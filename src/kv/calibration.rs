@@ -15,7 +15,7 @@ use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, s};
 
 use super::latents::Side;
 use super::layer::Turns;
-use super::projections::{Projections, finite};
+use super::projections::{MAX_HEADS, Projections, finite};
 use super::rope::{Frame, Rope};
 use crate::{Error, Result};
 use moments::{Inputs, Moments, QueryMoments};
@@ -74,8 +74,8 @@ impl Calibration {
     pub fn new((q_heads, kv_heads, head_dim): (usize, usize, usize), rope: Rope, frame: Frame) -> Result<Self> {
         // The rest of the checks.
         Projections::new(kv_heads, head_dim, rope.clone(), frame)?;
-        if q_heads == 0 || !q_heads.is_multiple_of(kv_heads) {
-            return argument("q_heads", format!("a multiple of {kv_heads} KV heads"), q_heads);
+        if !(1..=MAX_HEADS).contains(&q_heads) || !q_heads.is_multiple_of(kv_heads) {
+            return argument("q_heads", format!("a multiple of {kv_heads} KV heads, up to {MAX_HEADS}"), q_heads);
         }
         Ok(Self { q_heads, kv_heads, head_dim, rope, frame, sinks: 4, layers: BTreeMap::new() })
     }

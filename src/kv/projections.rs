@@ -20,7 +20,7 @@ pub use trained::{CskvNames, MatryoshkaNames};
 
 const PLACE: &str = "Projections";
 /// More than a model has, and few enough that a file cannot make sizes overflow by them.
-const MAX_HEADS: usize = 1 << 20;
+pub(super) const MAX_HEADS: usize = 1 << 20;
 
 fn argument<T>(quantity: &'static str, expected: impl Into<String>, found: impl ToString) -> Result<T> {
     Err(Error::Argument { place: PLACE, quantity, expected: expected.into(), found: found.to_string() })

@@ -19,7 +19,7 @@ const API: &[(&str, &str)] = &[
     ("kv/cache/options.rs", "bits capacity causal exact lse new scale sinks window"),
     ("kv/calibration.rs", "input_weights layers merge new output_weights sinks"),
     ("kv/calibration/add.rs", "add add_inputs add_unrotated"),
-    ("kv/calibration/file.rs", "load read_moments save"),
+    ("kv/calibration/file.rs", "load read_moments read_moments_bytes save"),
     ("kv/calibration/options.rs", "alpha centred joint new weighting"),
     ("kv/calibration/solve.rs", "projections"),
     ("kv/evaluate.rs", "dim error_table evaluate joint_relative_error layer new output_gram relative_error"),
@@ -81,7 +81,7 @@ const API: &[(&str, &str)] = &[
     ("kernels/attention/merge.rs", "merge_attention"),
     (
         "device.rs",
-        "-adapters as_gpu -auto -cpu -from_env -gpu -gpu_at -gpu_small -gpu_tiled is_cpu tensor tensor_from zeros",
+        "-adapters as_gpu -auto -cpu -from_env -gpu -gpu_as_in_browsers -gpu_at -gpu_small -gpu_tiled is_cpu tensor tensor_from zeros",
     ),
     ("tensor.rs", "as_host device into_shape is_empty len raw_dim shape to_array to_device to_f64_array"),
     ("double_single.rs", "high low new to_f64"),

@@ -238,6 +238,9 @@ pub fn calibration(bytes: &[u8]) {
     let mut into = seeds::calibration();
     if typed(into.read_moments(file.path(), 5)).is_some() {
         options.iter().for_each(|options| check_calibration(&into, options));
+        let mut of_bytes = seeds::calibration();
+        of_bytes.read_moments_bytes(bytes, 5).expect("what is in the file");
+        assert_eq!(of_bytes.projections(&options[0]).ok(), into.projections(&options[0]).ok());
     }
 }
 
