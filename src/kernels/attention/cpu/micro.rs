@@ -360,15 +360,17 @@ unsafe fn pack_keys<S: Simd, T: Stored>(
                 largest = largest.max(magnitude(&there[..count * d]).to_bits());
                 there.as_ptr()
             }
-            _ => rows.as_ptr(),
+            _ => {
+                for row in 0..count {
+                    // SAFETY: the row is within `from`, and stride >= d.
+                    unsafe {
+                        widen::<S, T>(from.as_ptr().add((first + row) * d), d, rows.as_mut_ptr().add(row * stride));
+                    }
+                }
+                largest = largest.max(magnitude(&rows[..count * stride]).to_bits());
+                rows.as_ptr()
+            }
         };
-        for row in 0..if there == rows.as_ptr() { count } else { 0 } {
-            // SAFETY: the row is within `from`, and stride >= d.
-            unsafe { widen::<S, T>(from.as_ptr().add((first + row) * d), d, rows.as_mut_ptr().add(row * stride)) };
-        }
-        if there == rows.as_ptr() {
-            largest = largest.max(magnitude(&rows[..count * stride]).to_bits());
-        }
         let panel = first / (2 * S::LANES) * 2 * S::LANES;
         let width = width::<S>(panel, keys);
         let base = panel * d + first - panel;
