@@ -24,8 +24,8 @@ struct Batch<'a> {
     v: Array4<f32>,
 }
 
-/// The last position at which a sequence may begin: f64 tells it from its neighbours.
-const MAX_START: usize = 1 << 52;
+/// The last position at which a sequence may begin: f64 tells it from its neighbours, and no position of the sequence is beyond usize.
+const MAX_START: usize = 1 << if usize::BITS == 64 { 52 } else { 31 };
 
 impl Calibration {
     /// Adds a batch of a layer's activations, after rotary embedding as the cache gets them.
