@@ -15,9 +15,10 @@ use orthant::attention::{
     InteractingOptions, InteractingWeights, Options, attention, attention_backward, efficient_local_attention,
     interacting_layer, local_activation_unit, merge_attention,
 };
-use orthant::hamming::{Codes, Index, SearchOptions};
+use orthant::hamming::{Codes, Index, Mask, Precision, SearchOptions};
 use orthant::kernels::{self, SignRule, Trace};
 use orthant::kv::{AttendOptions, Basis, CacheOptions, ExactType, Frame, KvCache, LatentBits, Projections, Rope};
+use orthant::vmf::Vmf;
 use orthant::{Device, DoubleSingle, Element, Tensor};
 
 /// How many f64 a value of a buffer is, and how its words are read.
@@ -328,7 +329,7 @@ fn layers(device: &Device) -> Result<Vec<Output>> {
     ])
 }
 
-/// 300 tokens appended in two pieces, attended to by five queries; latents of 4 bits have the words of the CPU where they are not at a border, and those
+/// 300 tokens appended in two pieces, attended to by five queries, cut and gone on with; latents of 4 bits have the words of the CPU where they are not at a border, and those
 /// of 32 bits differ by roundings of sums.
 fn cached(device: &Device) -> Result<Vec<Output>> {
     let (d, rank, heads_kv) = (24, 9, 2);
@@ -352,6 +353,12 @@ fn cached(device: &Device) -> Result<Vec<Output>> {
         let q = device.tensor(&heads([1, 4, 5, d], 9))?;
         let attended = cache.attend(0, &sequence, &q, &AttendOptions::new().causal())?;
         outputs.push(by_rows(&attended.output, d, bound)?);
+        // Cut into the exact rows, some of which are rebuilt; then on.
+        cache.truncate(sequence[0], 280)?;
+        let rows = |seed| device.tensor(&heads([1, 2, 20, d], seed));
+        cache.append(0, &sequence, &rows(6)?, &rows(7)?)?;
+        let attended = cache.attend(0, &sequence, &q, &AttendOptions::new().causal())?;
+        outputs.push(by_rows(&attended.output, d, 2.0 * bound)?);
     }
     Ok(outputs)
 }
@@ -392,8 +399,64 @@ fn searched(device: &Device) -> Result<Vec<Output>> {
     Ok(outputs)
 }
 
+/// Repeatable codes of whole words.
+fn codes_of(device: &Device, rows: usize, bits: usize, seed: u32) -> Result<Codes> {
+    let words = noise(rows * bits / 32, seed).iter().map(|x| (f64::from(*x) * 2e9) as i64 as u32).collect();
+    Ok(Codes::new(device.tensor(&Array2::from_shape_vec((rows, bits / 32), words)?)?, bits)?)
+}
+
+/// Distances in f32, whose bits are the CPU's, with a mask and more neighbours asked for than it leaves.
+fn rated(device: &Device) -> Result<Vec<Output>> {
+    let mut outputs = Vec::new();
+    for (rows, bits, k, masked) in [(300, 64, 12, false), (700, 128, 280, true)] {
+        let mut index = Index::new(device, bits)?;
+        index.add(&codes_of(device, rows, bits, 1)?)?;
+        let options = SearchOptions::new(k);
+        let options = if masked { options.allowed(&Mask::new((0..rows).map(|id| id % 3 == 1))) } else { options };
+        let floats = device.tensor(&matrix(3, bits, 2))?;
+        let found = [
+            index.search_jaccard(&codes_of(device, 3, bits, 3)?, &options)?,
+            index.search_asymmetric(&floats, Precision::Int4, &options)?,
+            index.search_asymmetric(&floats, Precision::Float, &options)?,
+        ];
+        for found in found {
+            outputs.extend([exact(&found.ids)?, exact(&found.distances)?]);
+        }
+    }
+    Ok(outputs)
+}
+
+/// More neighbours than lists hold (histograms, limits, ties in order), a single query, and an index that ran empty.
+fn many(device: &Device) -> Result<Vec<Output>> {
+    let mut outputs = Vec::new();
+    for (rows, queries, bits, k) in [(3000, 3, 64, 700), (2500, 1, 64, 10), (40, 2, 32, 60)] {
+        let mut index = Index::new(device, bits)?;
+        index.add(&codes_of(device, rows, bits, 5)?)?;
+        if rows == 40 {
+            index.remove(&(0..39).collect::<Vec<_>>())?;
+        }
+        let found = index.search(&codes_of(device, queries, bits, 6)?, &SearchOptions::new(k))?;
+        outputs.extend([exact(&found.ids)?, exact(&found.distances)?]);
+    }
+    Ok(outputs)
+}
+
+/// What f32 makes of values, in pairs; and log-densities of rows in pairs.
+fn in_pairs(device: &Device) -> Result<Vec<Output>> {
+    let wide = kernels::widen(&device.tensor(&Array1::from(noise(300, 3)))?)?.to_f64_array()?.to_vec();
+    let vmf = Vmf::new(Array1::from_shape_fn(40, |i| 1.0 + i as f64 / 40.0).view(), 300.0)?;
+    let rows = device.tensor(&matrix(70, 40, 4).mapv(|value| 0.3 * value + 0.5))?;
+    let expected = vmf.log_density_in(&rows, orthant::Precision::Extended)?.to_vec();
+    let size = expected.iter().fold(300.0f64, |most, value| most.max(value.abs()));
+    let tolerance = vec![1e-13 * size; expected.len()];
+    Ok(vec![
+        Output { kind: Kind::Pairs, tolerance: vec![0.0; wide.len()], expected: wide },
+        Output { kind: Kind::Pairs, expected, tolerance },
+    ])
+}
+
 /// By name.
-const RUNS: [(&str, Work); 14] = [
+const RUNS: [(&str, Work); 17] = [
     ("bessel_f32", |device| bessel::<f32>(device, 40, |x| x as f32, 32.0 * f64::from(f32::EPSILON))),
     // 28 roundings of 2^-48.
     ("bessel_pairs", |device| bessel::<DoubleSingle>(device, 10, DoubleSingle::new, 1e-13)),
@@ -409,6 +472,9 @@ const RUNS: [(&str, Work); 14] = [
     ("attention_backward", gradients),
     ("layers", layers),
     ("hamming", searched),
+    ("hamming_rated", rated),
+    ("hamming_many", many),
+    ("in_pairs", in_pairs),
 ];
 
 /// The first adapter with what a browser's device has: no f64, so pairs are pairs of f32.

@@ -126,7 +126,7 @@ impl Gpu {
     #[doc(hidden)]
     pub fn traced<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(R, Trace)> {
         // A page of status words that was opened before would be one whose zeros the trace does not hold.
-        *lock(&self.inner.checks) = Default::default();
+        self.close_page();
         lock(&self.inner.recorder).tracing = Some(Tracing::default());
         let result = work();
         let tracing = lock(&self.inner.recorder).tracing.take();

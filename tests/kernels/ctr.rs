@@ -146,8 +146,15 @@ fn network(device: &Device, d: usize, units: &[usize], kind: usize) -> Result<Ac
 
 fn activation_units(device: &Device) -> Result<()> {
     let tiled = tiled(device)?;
-    let shapes: [(usize, usize, &[usize], usize); 5] =
-        [(0, 3, &[4], 2), (1, 1, &[1], 1), (5, 7, &[17, 3], 40), (300, 32, &[80, 40], 50), (40, 65, &[100], 30)];
+    let shapes: [(usize, usize, &[usize], usize); 6] = [
+        (0, 3, &[4], 2),
+        (1, 1, &[1], 1),
+        (5, 7, &[17, 3], 40),
+        (300, 32, &[80, 40], 50),
+        (40, 65, &[100], 30),
+        // Histories of more keys than a workgroup has invocations.
+        (60, 3, &[4], 300),
+    ];
     for (rows, d, units, longest) in shapes {
         let mut offsets = vec![0];
         offsets.extend((0..rows).scan(0, |end, row| {

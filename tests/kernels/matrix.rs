@@ -280,6 +280,27 @@ fn posteriors(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// Of terms that are equal the first wins, wherever the others lie among a workgroup's invocations and rounds.
+fn equal_terms(device: &Device) -> Result<()> {
+    let (rows, k) = (40, 700);
+    let mut cosines = Array2::from_elem((rows, k), 0.25f32);
+    for (row, mut own) in cosines.outer_iter_mut().enumerate() {
+        for at in [row * 17 % k, (row * 17 + 1) % k, (row * 17 + 300) % k, (row * 17 + 513) % k, k - 1] {
+            own[at] = 0.5;
+        }
+    }
+    let posterior =
+        kernels::mixture_posterior(&device.tensor(&cosines)?, &vec![10.0; k], &vec![0.0; k], 0.0, None, true)?;
+    let first = |own: ndarray::ArrayView1<f32>| own.iter().position(|&cosine| cosine == 0.5).unwrap_or(k);
+    let expected: Vec<usize> = cosines.outer_iter().map(first).collect();
+    let labels: Vec<usize> = posterior.labels.to_array()?.iter().map(|&label| label as usize).collect();
+    ensure!(labels == expected, "{labels:?}, expected {expected:?}");
+    let shares = posterior.shares.to_array()?;
+    let own = |((row, at), &share): ((usize, usize), &f32)| share == f32::from(u8::from(at == expected[row]));
+    ensure!(shares.indexed_iter().all(own), "shares");
+    Ok(())
+}
+
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("matmul", "products", products),
@@ -291,6 +312,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("normalize_rows", "f16", |device| unit_rows::<f16>(device, f16::from_f32)),
         Case::new("normalize_rows", "hostile", hostile_rows),
         Case::new("mixture_posterior", "posteriors", posteriors),
+        Case::new("mixture_posterior", "equal terms", equal_terms),
         Case::new("mixture_summary", "of posteriors", posteriors),
     ]
 }
