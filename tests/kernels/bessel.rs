@@ -1,8 +1,8 @@
 //! The log-Bessel kernels: the published tables on every adapter, and parity with the CPU over the whole domain.
 
 use anyhow::{Context, Result, ensure};
-use ndarray::{Array1, Array2, Ix1};
-use orthant::{Arithmetic, Device, DoubleSingle, Real, Tensor, kernels};
+use ndarray::{Array, Array1, Array2, Array6, Ix1, Ix6};
+use orthant::{Arithmetic, Device, DoubleSingle, Error, Real, Tensor, kernels};
 
 use crate::common::{Case, F64, compare, poison, with_arithmetic};
 
@@ -173,12 +173,55 @@ fn sizes(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// Inputs that broadcast along axes that cannot be joined, more of them than a vector has components.
+fn broadcasts(device: &Device) -> Result<()> {
+    let (of_order, of_x) = (Ix6(2, 1, 3, 1, 2, 1), Ix6(1, 2, 3, 2, 1, 3));
+    let order = Array::from_shape_fn(of_order, |(a, _, b, _, c, _)| (7 * a + 3 * b + 2 * c) as f32 * 0.5);
+    let x = Array::from_shape_fn(of_x, |(_, a, b, c, _, e)| 0.25 + (11 * a + 5 * b + 2 * c + e) as f32);
+    poison(device, 4 * 2 * 2 * 3 * 2 * 2 * 3)?;
+    let run = |device: &Device| kernels::log_iv(&device.tensor(&order)?, &device.tensor(&x)?)?.to_array();
+    let (actual, expected) = (run(device)?, run(&Device::cpu())?);
+    ensure!(actual.shape() == [2, 2, 3, 2, 2, 3] && expected.shape() == actual.shape());
+    let wide = |values: &Array6<f32>| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
+    // Orders to 8, arguments to 26: sizes of 28 at most.
+    let bound = 24.0 * f64::from(f32::EPSILON);
+    compare("broadcast", &wide(&actual), &wide(&expected), |_, value| bound * value.abs().max(28.0))
+}
+
+/// An element out of the domain, by its number, of either input.
+fn domains<T: Real + num::Narrow>(device: &Device, bad: &[f64]) -> Result<()> {
+    for &bad in bad {
+        for in_order in [true, false] {
+            let fine = || cast::<T>((0..200).map(|i| 1.0 + f64::from(i)));
+            let (mut order, mut x) = (fine(), fine());
+            (if in_order { &mut order } else { &mut x })[170] = T::narrow(bad);
+            for device in [device, &Device::cpu()] {
+                let result =
+                    kernels::log_iv(&device.tensor(&order)?, &device.tensor(&x)?).and_then(|out| out.to_array());
+                let quantity = if in_order { "order" } else { "x" };
+                let as_it_should =
+                    matches!(&result, Err(Error::Domain { quantity: found, index: 170, .. }) if *found == quantity);
+                ensure!(as_it_should, "{bad:e} as {quantity} on {device}: {:?}", result.err());
+            }
+        }
+    }
+    Ok(())
+}
+
+const OUTSIDE: [f64; 5] = [f64::INFINITY, f64::NAN, -1.0, -1e-30, 2e9];
+
 pub fn cases() -> Vec<Case> {
     let (single, double) = (f64::from(f32::EPSILON), f64::EPSILON);
     vec![
         Case::new("bessel_f32", "golden tables", move |device| golden::<f32>(device, 16.0 * single)),
         Case::new("bessel_f32", "parity", move |device| parity::<f32>(device, 32.0 * single)),
         Case::new("bessel_f32", "sizes", sizes),
+        Case::new("bessel_f32", "broadcasts", broadcasts),
+        Case::new("bessel_f32", "domain", |device| domains::<f32>(device, &OUTSIDE)),
+        Case::new("bessel_f64", "domain", |device| domains::<f64>(device, &OUTSIDE)).needs(&[F64]),
+        Case::new("bessel_double_single", "domain", |device| {
+            domains::<DoubleSingle>(&with_arithmetic(device, Arithmetic::DoubleSingle)?, &OUTSIDE)
+        }),
         Case::new("bessel_f64", "golden tables", move |device| golden::<f64>(device, 16.0 * double)).needs(&[F64]),
         Case::new("bessel_f64", "golden densities", move |device| golden_vmf::<f64>(device, 16.0 * double))
             .needs(&[F64]),

@@ -216,6 +216,10 @@ fn removed(device: &Device) -> Result<()> {
 fn nothing(device: &Device) -> Result<()> {
     let none = Search { n: 0, ..PLAIN };
     nearest(device, none)?;
+    // More neighbours than the mask leaves, in lists of more words than a workgroup has invocations; fewer codes than neighbours.
+    nearest(device, Search { n: 5000, queries: 3, k: 4500, masked: true, ..PLAIN })?;
+    nearest(device, Search { n: 200, queries: 40, k: 300, ..PLAIN })?;
+    nearest(device, Search { queries: 40, k: 300, ..none })?;
     nearest(device, Search { n: 100, queries: 0, ..PLAIN })?;
     let found = index(device, none)?.within(&codes(device, 3, 64, 0, 3)?, 5, None)?;
     ensure!(found.offsets == [0, 0, 0, 0] && found.ids.to_array()?.is_empty());

@@ -436,6 +436,17 @@ fn errors_leave_the_cache_as_it_was(device: &Device) -> Result<()> {
     let result = cache.attend(0, &[one], &device.tensor(&bad)?, &AttendOptions::new());
     let error = result.and_then(|out| out.output.to_array()).err();
     ensure!(matches!(error, Some(Error::Domain { quantity: "q", index: 11, .. })), "{error:?}");
+    // Finite rows whose sum has no f16, at the wait.
+    for device in [device, &Device::cpu()] {
+        let setup = Setup::new(1, 8, 4, LatentBits::ThirtyTwo).options(|o| o.exact(ExactType::Single).window(64));
+        let mut cache = setup.cache(device)?;
+        let one = cache.insert()?;
+        let large = noise::<f32>(1, (1, 1, 20, 8)).mapv(|value| 7e4 + value);
+        append(&mut [&mut cache], &[one], (&noise(4, (1, 1, 20, 8)), &large), &[20])?;
+        let q = device.tensor(&noise::<f16>(2, (1, 2, 1, 8)))?;
+        let error = cache.attend(0, &[one], &q, &AttendOptions::new()).and_then(|out| out.output.to_array()).err();
+        ensure!(matches!(error, Some(Error::Domain { quantity: "output", .. })), "{device}: {error:?}");
+    }
     // Without a wait: the error comes with the next output.
     let mut bad = rows.clone();
     bad[[0, 0, 2, 1]] = f32::NAN;
@@ -455,6 +466,10 @@ fn beyond_a_binding(device: &Device) -> Result<()> {
     let setup = Setup::new(8, 128, 64, LatentBits::ThirtyTwo);
     attends::<f32>(&tiled, &setup, 110, (2, 9), SINGLE)?;
     attends::<f16>(&tiled, &setup.clone().block(64).options(|o| o.exact(ExactType::Half)), 100, (1, 1), HALF)?;
+    // Several windows of pages, each going on from the sums of that before for many rows.
+    let long = Setup::new(1, 64, 60, LatentBits::ThirtyTwo);
+    attends::<f32>(&tiled, &long, 420, (2, 9), SINGLE)?;
+    attends::<f32>(&tiled, &long, 420, (1, 3), SINGLE)?;
     let small = Setup::new(2, 64, 20, LatentBits::Eight).block(1);
     // Codes differ where a latent is next to a tie.
     attends::<f32>(&tiled, &small, 300, (4, 50), 2e-2)

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use half::f16;
 use ndarray::{Array1, Array2};
+use orthant::vmf::{MixtureOptions, Vmf, VmfMixture};
 use orthant::{Device, Element, Error, Tensor, kernels};
 
 use crate::common::{Case, compare, poison};
@@ -280,6 +281,33 @@ fn posteriors(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// Rows of weight 0 are not looked at; without weights none is left out.
+fn rows_without_weight(device: &Device) -> Result<()> {
+    let mut rows = noise(300, 40, 9);
+    (rows[[7, 3]], rows[[200, 0]]) = (f32::NAN, f32::INFINITY);
+    rows.row_mut(133).fill(0.0);
+    let mut weights = Array1::from_shape_fn(300, |row| 0.5 + (row % 3) as f64);
+    for row in [7, 133, 200] {
+        weights[row] = 0.0;
+    }
+    let fit = |device: &Device| Vmf::fit_weighted(&device.tensor(&rows)?, weights.view());
+    let (actual, expected) = (fit(device)?, fit(&Device::cpu())?);
+    let mean = |vmf: &Vmf| vmf.mean_direction().to_vec();
+    // Sums of 300 unit rows in f32 over a resultant of a fifth of them or more.
+    compare("mean direction", &mean(&actual), &mean(&expected), |_, _| 300.0 * EPS)?;
+    let options = MixtureOptions::new(2).max_iterations(3);
+    let mixed = |device: &Device| VmfMixture::fit_weighted(&device.tensor(&rows)?, weights.view(), &options);
+    let (actual, expected) = (mixed(device)?.log_likelihood(), mixed(&Device::cpu())?.log_likelihood());
+    // Three steps of EM in f32 from the same start; a log-likelihood of some hundreds.
+    ensure!((actual - expected).abs() <= 1e-2 * expected.abs().max(1.0), "{actual}, expected {expected}");
+    weights[133] = 1.0;
+    let failed = Vmf::fit_weighted(&device.tensor(&rows)?, weights.view());
+    ensure!(matches!(failed, Err(Error::Domain { index: 133, .. })), "{failed:?}");
+    let failed = Vmf::fit(&device.tensor(&rows)?);
+    ensure!(matches!(failed, Err(Error::Domain { .. })), "{failed:?}");
+    Ok(())
+}
+
 /// Of terms that are equal the first wins, wherever the others lie among a workgroup's invocations and rounds.
 fn equal_terms(device: &Device) -> Result<()> {
     let (rows, k) = (40, 700);
@@ -311,6 +339,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("normalize_rows", "f32", |device| unit_rows::<f32>(device, |value| value)),
         Case::new("normalize_rows", "f16", |device| unit_rows::<f16>(device, f16::from_f32)),
         Case::new("normalize_rows", "hostile", hostile_rows),
+        Case::new("normalize_rows", "of weight 0", rows_without_weight),
         Case::new("mixture_posterior", "posteriors", posteriors),
         Case::new("mixture_posterior", "equal terms", equal_terms),
         Case::new("mixture_summary", "of posteriors", posteriors),

@@ -44,6 +44,8 @@ pub(crate) trait Stored: Copy + Default + Send + Sync + 'static {
     fn single(elements: &[Self]) -> Option<&[f32]>;
     /// The nearest of its kind.
     fn nearest(x: f32) -> Self;
+    /// The bits of the least f32 whose nearest is infinite; those of larger ones and of NaN are larger.
+    const INFINITE: u32;
 }
 
 impl Stored for f32 {
@@ -59,6 +61,7 @@ impl Stored for f32 {
     fn nearest(x: f32) -> f32 {
         x
     }
+    const INFINITE: u32 = 0x7f80_0000;
 }
 
 impl Stored for f16 {
@@ -74,6 +77,8 @@ impl Stored for f16 {
     fn nearest(x: f32) -> f16 {
         f16::from_f32(x)
     }
+    // 65520
+    const INFINITE: u32 = 0x477f_f000;
 }
 
 /// The first `count` elements at `from`, then zeros.
@@ -149,7 +154,7 @@ for_every_isa! {
     fn lanes() -> usize;
     /// `to` = `scale` * `from`; false if an element is not finite.
     fn pack_row<T>(from: &[T], scale: f32, to: &mut [f32]) -> bool;
-    /// `to` = `scale` * `from`, as far as `to` goes; false if an element is not finite.
+    /// `to` = `scale` * `from`, as far as `to` goes; false if an element of `to` is not finite.
     fn write_row<T>(from: &[f32], scale: f32, to: &mut [T]) -> bool;
     /// `keys` rows of `d` as columns: panels of two vectors of keys, each (d, width), the last one vector wide where that suffices; lanes of
     /// keys that are not there hold zeros. `rows` is scratch. Returns the largest magnitude, which is not finite if one is not.
@@ -311,7 +316,7 @@ unsafe fn write_row<S: Simd, T: Stored>(from: &[f32], scale: f32, to: &mut [T]) 
         largest = (x.to_bits() & 0x7fff_ffff).max(largest);
         *to = T::nearest(x);
     }
-    largest < 0x7f80_0000
+    largest < T::INFINITE
 }
 
 /// `count` elements as f32.
