@@ -221,6 +221,8 @@ fn gated_maps(device: &Device) -> Result<()> {
         ((3, 64, 14, 17), 1, 5, 32),
         ((2, 64, 28, 28), 8, 7, 16),
         ((1, 2, 70, 130), 2, 7, 1),
+        // Rows longer than one round of a workgroup.
+        ((1, 2, 3, 600), 1, 5, 1),
     ] {
         let channels = shape.1;
         let (convolution, bias) = (noise((channels, inner, taps), 1), noise(channels, 2));
