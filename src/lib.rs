@@ -14,7 +14,7 @@
 //! A [`Device`] is the CPU or an open GPU, chosen once. A [`Tensor`] lives on one. [`kernels`] compute tensors from tensors and never wait;
 //! [`vmf`], [`attention`], [`kv`], [`hamming`] and [`knn`] put them in a row. What waits for a device has an `_async` form, for browsers and executors, but for what reads files
 //! ([`vmf::RowSource`], the loaders of weights, caches and indexes), f64 rows of a GPU, which no browser has, and evaluations of whole data sets
-//! ([`kv::evaluate`], [`kv::error_table`]), which belong in a worker.
+//! ([`kv::evaluate`], [`kv::error_table`]), which are for native programs.
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

@@ -329,8 +329,8 @@ fn layers(device: &Device) -> Result<Vec<Output>> {
     ])
 }
 
-/// 300 tokens appended in two pieces, attended to by five queries, cut and gone on with; latents of 4 bits have the words of the CPU where they are not at a border, and those
-/// of 32 bits differ by roundings of sums.
+/// 300 tokens appended in two pieces, attended to by five queries, cut and gone on with; latents of 4 bits have the words of the CPU where they are not at
+/// a border, and those of 32 bits differ by roundings of sums.
 fn cached(device: &Device) -> Result<Vec<Output>> {
     let (d, rank, heads_kv) = (24, 9, 2);
     let mut outputs = Vec::new();
@@ -426,7 +426,7 @@ fn rated(device: &Device) -> Result<Vec<Output>> {
     Ok(outputs)
 }
 
-/// More neighbours than lists hold (histograms, limits, ties in order), a single query, and an index that ran empty.
+/// More neighbours than lists hold (histograms, limits, ties in order), a single query, and an index with one code left.
 fn many(device: &Device) -> Result<Vec<Output>> {
     let mut outputs = Vec::new();
     for (rows, queries, bits, k) in [(3000, 3, 64, 700), (2500, 1, 64, 10), (40, 2, 32, 60)] {

@@ -298,8 +298,8 @@ fn rows_without_weight(device: &Device) -> Result<()> {
     let options = MixtureOptions::new(2).max_iterations(3);
     let mixed = |device: &Device| VmfMixture::fit_weighted(&device.tensor(&rows)?, weights.view(), &options);
     let (actual, expected) = (mixed(device)?.log_likelihood(), mixed(&Device::cpu())?.log_likelihood());
-    // Three steps of EM in f32 from the same start; a log-likelihood of some hundreds.
-    ensure!((actual - expected).abs() <= 1e-2 * expected.abs().max(1.0), "{actual}, expected {expected}");
+    // Three steps of EM from the same start: terms of up to a hundred in f32, a dozen roundings of each.
+    ensure!((actual - expected).abs() <= 1e-4 * expected.abs().max(1.0), "{actual}, expected {expected}");
     weights[133] = 1.0;
     let failed = Vmf::fit_weighted(&device.tensor(&rows)?, weights.view());
     ensure!(matches!(failed, Err(Error::Domain { index: 133, .. })), "{failed:?}");
