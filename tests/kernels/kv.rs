@@ -170,7 +170,10 @@ fn ranks_and_sizes(device: &Device) -> Result<()> {
         ensure!(matches!(error, Some(Error::TooLarge { .. })), "{error:?}");
         return Ok(());
     }
-    result
+    result?;
+    // Both tiles go on over several windows of pages.
+    let Some(gpu) = device.as_gpu() else { bail!("not a GPU") };
+    attends::<f32>(&Device::gpu_tiled(gpu.info().index, 256 << 10)?, &wide, 420, (1, 2), SINGLE)
 }
 
 fn frames_and_windows(device: &Device) -> Result<()> {
