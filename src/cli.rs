@@ -15,6 +15,8 @@ mod memory;
 mod output;
 mod plot;
 mod progress;
+#[cfg(feature = "datafusion")]
+mod sql;
 mod vmf;
 
 use std::ffi::OsString;
@@ -46,6 +48,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         args::Command::Hamming(args::Hamming::Search(args)) => hamming::search::run(&args),
         args::Command::Hamming(args::Hamming::Evaluate(args)) => hamming::evaluate::run(&args),
         args::Command::Knn(args) => knn::run(&args),
+        #[cfg(feature = "datafusion")]
+        args::Command::Sql(args) => sql::run(&args),
         args::Command::Kv(args::Kv::Calibrate(args)) => kv::calibrate::run(&args),
         args::Command::Kv(args::Kv::Evaluate(args)) => kv::evaluate::run(&args),
     })

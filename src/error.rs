@@ -23,6 +23,10 @@ pub enum Error {
     #[error("{place}: {quantity} is {found}, expected {expected}")]
     Argument { place: &'static str, quantity: &'static str, expected: String, found: String },
 
+    /// A column of a table is not what a SQL function takes. Rows count from 0 in the order in which they came to this part of the query.
+    #[error("{place}: column {column}{}: {found}, expected {expected}", row.map_or(String::new(), |row| format!(", row {row}")))]
+    Column { place: &'static str, column: String, row: Option<usize>, expected: String, found: String },
+
     /// More than the device, or this computer, can hold or index.
     #[error("{place}: {quantity} needs {needed} bytes, {device} allows {limit}")]
     TooLarge { place: &'static str, quantity: &'static str, needed: u64, limit: u64, device: String },

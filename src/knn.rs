@@ -11,6 +11,8 @@ mod search;
 use ndarray::{Array1, Array2, ArrayView2};
 
 pub use dimension::local_dimension;
+#[cfg(feature = "datafusion")]
+pub(crate) use rows::Query;
 pub use search::{rescore, rescore_async, search, search_async};
 
 use crate::{Error, Result};

@@ -27,7 +27,11 @@ pub mod hamming;
 pub mod kernels;
 pub mod knn;
 pub mod kv;
+#[cfg(feature = "datafusion")]
+mod npy_header;
 mod precision;
+#[cfg(feature = "datafusion")]
+pub mod sql;
 mod tensor;
 pub mod vmf;
 

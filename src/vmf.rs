@@ -18,5 +18,11 @@ mod stats;
 pub use distribution::{Vmf, log_density_pairs, log_density_pairs_async};
 pub use kappa::{MAX_KAPPA, Resultant, solve_kappa};
 pub use mixture::{Component, MixtureOptions, VmfMixture};
+#[cfg(feature = "datafusion")]
+pub(crate) use mixture::{Fit, OverBatches, Selection, step};
+#[cfg(feature = "datafusion")]
+pub(crate) use reduce::dot_f64;
+#[cfg(feature = "datafusion")]
+pub(crate) use rows::inverse_norm;
 pub use rows::{RowSource, Rows};
 pub use stats::VmfStats;

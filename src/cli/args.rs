@@ -38,6 +38,24 @@ pub enum Command {
     /// Find projections for a low-rank cache of keys and values, and see what such a cache does to attention
     #[command(subcommand)]
     Kv(Kv),
+    /// Answer a SQL query over Parquet, CSV and .npy files, with functions to fit, score, hash and search embeddings
+    #[cfg(feature = "datafusion")]
+    Sql(Sql),
+}
+
+#[cfg(feature = "datafusion")]
+#[derive(Args)]
+pub struct Sql {
+    /// The query. Files are tables under their names: SELECT vmf_fit(embedding) FROM 'notes.parquet'
+    pub query: String,
+    /// Another name for a file, which may be given several times
+    #[arg(long, value_name = "NAME=FILE")]
+    pub table: Vec<String>,
+    /// Run it on the cluster with that scheduler (an orthant-scheduler), whose executors read the files
+    #[arg(long, value_name = "HOST:PORT")]
+    pub cluster: Option<String>,
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// What every command that computes takes.

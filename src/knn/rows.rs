@@ -22,7 +22,6 @@ impl<'a, T: MatmulElement<Sum = f32>> Rows<'a, T> {
             Some(rows) => rows.into(),
             None => rows.to_array_async().await?.into(),
         };
-        let length = |row: &[T]| sum(row, row, |a, b| a * b).sqrt();
         let lengths: Vec<f64> =
             rows.axis_iter(Axis(0)).into_par_iter().map(|row| length(row.as_slice().unwrap_or(&[]))).collect();
         let place = "knn";
@@ -71,13 +70,55 @@ impl<'a, T: MatmulElement<Sum = f32>> Rows<'a, T> {
     /// squared distance, with the cosine that of the unit rows, or the negative inner product.
     pub fn key(&self, metric: Metric, query: &[f64], row: usize) -> f64 {
         let base = self.rows.row(row);
-        let (base, length) = (base.as_slice().unwrap_or(&[]), self.lengths[row]);
-        match metric {
-            Metric::L2 => sum(query, base, |q, b| (q - b) * (q - b)),
-            Metric::Cosine => sum(query, base, |q, b| (q - b / length) * (q - b / length)),
-            Metric::InnerProduct => -sum(query, base, |q, b| q * b),
-        }
+        key(metric, query, base.as_slice().unwrap_or(&[]), self.lengths[row])
     }
+}
+
+/// [`Rows::key`] of a row of that length.
+fn key<T: MatmulElement<Sum = f32>>(metric: Metric, query: &[f64], base: &[T], length: f64) -> f64 {
+    match metric {
+        Metric::L2 => sum(query, base, |q, b| (q - b) * (q - b)),
+        Metric::Cosine => sum(query, base, |q, b| (q - b / length) * (q - b / length)),
+        Metric::InnerProduct => -sum(query, base, |q, b| q * b),
+    }
+}
+
+/// One query, for rows that come a batch at a time.
+#[cfg(feature = "datafusion")]
+pub(crate) struct Query {
+    metric: Metric,
+    wide: Vec<f64>,
+}
+
+#[cfg(feature = "datafusion")]
+impl Query {
+    /// None for a query with an element that is not finite, or with the cosine one of zeros.
+    pub fn new<T: MatmulElement<Sum = f32>>(row: &[T], metric: Metric) -> Option<Self> {
+        let length = if metric == Metric::Cosine { length(row) } else { 1.0 };
+        let wide: Vec<f64> = row.iter().map(|value| f64::from(value.widen()) / length).collect();
+        wide.iter().all(|value| value.is_finite()).then_some(Self { metric, wide })
+    }
+
+    /// Elements of the query.
+    pub fn dim(&self) -> usize {
+        self.wide.len()
+    }
+
+    /// What rows are sorted by, as [`Rows::key`]; None for a row as [`Query::new`] refuses.
+    pub fn key<T: MatmulElement<Sum = f32>>(&self, row: &[T]) -> Option<f64> {
+        let length = if self.metric == Metric::Cosine { length(row) } else { 1.0 };
+        Some(key(self.metric, &self.wide, row, length)).filter(|key| key.is_finite())
+    }
+
+    /// The distance a key stands for.
+    pub fn distance(&self, key: f64) -> f32 {
+        distance(self.metric, key)
+    }
+}
+
+/// The Euclidean length of a row.
+fn length<T: MatmulElement<Sum = f32>>(row: &[T]) -> f64 {
+    sum(row, row, |a, b| a * b).sqrt()
 }
 
 /// The distance a key stands for.

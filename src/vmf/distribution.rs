@@ -307,11 +307,17 @@ impl Vmf {
         }
         let near = rows.to_device_async(&Device::Cpu).await?;
         let Some(view) = near.as_host() else { unreachable!("it is on the CPU") };
-        let values = per_row(view, |row, index| {
+        Ok(self.log_density_of(view)?.into())
+    }
+
+    /// [`Vmf::log_density_in`] of rows on the host.
+    pub(crate) fn log_density_of<T: Rows>(&self, rows: ArrayView2<'_, T>) -> Result<Vec<f64>> {
+        self.check_rows(rows.shape())?;
+        let log_normalizer = self.log_normalizer();
+        per_row(rows, |row, index| {
             Ok(log_normalizer
                 + self.kappa * (T::dot(row, &self.mean_direction) * rows::inverse_norm(PLACE, row, index)?))
-        })?;
-        Ok(values.into())
+        })
     }
 
     /// Saves the distribution as JSON: written beside `path`, then renamed.

@@ -9,12 +9,18 @@ mod fit;
 mod model;
 mod options;
 mod posterior;
+#[cfg(feature = "datafusion")]
+mod remote;
 mod seed;
+#[cfg(feature = "datafusion")]
+pub(crate) mod step;
 
 use ndarray::{Array2, ArrayView1, Axis, Ix2};
 
 pub use model::{Component, VmfMixture};
 pub use options::MixtureOptions;
+#[cfg(feature = "datafusion")]
+pub(crate) use remote::{Fit, OverBatches, Selection};
 
 use super::rows::{self, RowSource, Rows};
 use super::stats::{VmfStats, view_mut};
@@ -91,7 +97,7 @@ impl VmfMixture {
         let sample = read_sample(source, options)?;
         let view = sample.view();
         let sample = Memory::new(&view, None)?;
-        let starts = Starts { sample: &sample, dim: source.dim(), unit: 1.0, options };
+        let starts = Starts { sample: &sample, dim: source.dim(), unit: 1.0, options, resumed: None };
         match device {
             Device::Cpu => block_on(starts.run(&mut Cpu::new(&streamed, options.components))),
             Device::Gpu(_) => block_on(starts.run(&mut OnGpu::streamed(device, source, options.components))),
@@ -128,17 +134,17 @@ async fn fit_tensor<T: Rows>(
         let sample_rows = backend.select(&indices).await?;
         let sample_view = sample_rows.view();
         let sample = Memory::new(&sample_view, sample_weights.as_deref())?;
-        return Starts { sample: &sample, dim, unit, options }.run(&mut backend).await;
+        return Starts { sample: &sample, dim, unit, options, resumed: None }.run(&mut backend).await;
     };
     let data = Memory::new(&view, weights)?;
     let mut backend = Cpu::new(&data, options.components);
     if indices.len() == n {
-        return Starts { sample: &data, dim, unit, options }.run(&mut backend).await;
+        return Starts { sample: &data, dim, unit, options, resumed: None }.run(&mut backend).await;
     }
     let sample_rows = view.select(Axis(0), &indices);
     let sample_view = sample_rows.view();
     let sample = Memory::new(&sample_view, sample_weights.as_deref())?;
-    Starts { sample: &sample, dim, unit, options }.run(&mut backend).await
+    Starts { sample: &sample, dim, unit, options, resumed: None }.run(&mut backend).await
 }
 
 /// `weights` in units of the mean positive one, and that unit: neither their squares nor f32 then limit their scale. All zero, they stay.
@@ -181,6 +187,8 @@ struct Starts<'a> {
     /// What weights were divided by.
     unit: f64,
     options: &'a MixtureOptions,
+    /// What to go on from instead of seeds.
+    resumed: Option<&'a VmfMixture>,
 }
 
 impl Starts<'_> {
@@ -189,14 +197,18 @@ impl Starts<'_> {
         let mut iteration = 0;
         for number in 0..self.options.starts {
             let seed = self.options.seed.wrapping_add(number as u64);
-            let start = fit::start(self.sample, self.options, seed)?;
+            let (start, trace) = match self.resumed {
+                Some(mixture) => (mixture.inside(), mixture.log_likelihood_trace().to_vec()),
+                None => (fit::start(self.sample, self.options, seed)?, Vec::new()),
+            };
+            iteration += trace.len();
             let report = |objective: f64| {
                 iteration += 1;
                 if let Some(progress) = &self.options.progress {
                     progress(iteration, objective);
                 }
             };
-            let fitted = fit::run(backend, self.dim, start, self.options, report).await?;
+            let fitted = fit::run(backend, self.dim, start, trace, self.options, report).await?;
             let better = |best: &Fitted| fitted.last.log_likelihood > best.last.log_likelihood;
             if best.as_ref().is_none_or(better) {
                 best = Some(fitted);

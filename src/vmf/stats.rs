@@ -110,20 +110,21 @@ impl VmfStats {
         }
         rows::check_weights(PLACE, rows.nrows(), weights)?;
         let step = segment_rows(self.dim());
-        let parts: Result<Vec<VmfStats>> = (0..rows.nrows().div_ceil(step))
-            .into_par_iter()
-            .map(|segment| {
-                let first = segment * step;
-                let last = (first + step).min(rows.nrows());
-                // borrowed where it is row-major already
-                let block = rows.slice(s![first..last, ..]);
-                let block = block.as_standard_layout();
-                let mut part = VmfStats { count: 0, weight: 0.0, resultant: vec![0.0; self.dim()] };
-                part.sum(block.as_slice().unwrap_or(&[]), weights.map(|weights| &weights[first..last]), first)?;
-                Ok(part)
-            })
-            .collect();
-        let parts = parts?;
+        let sum = |segment: usize| {
+            let first = segment * step;
+            let last = (first + step).min(rows.nrows());
+            // borrowed where it is row-major already
+            let block = rows.slice(s![first..last, ..]);
+            let block = block.as_standard_layout();
+            let mut part = VmfStats { count: 0, weight: 0.0, resultant: vec![0.0; self.dim()] };
+            part.sum(block.as_slice().unwrap_or(&[]), weights.map(|weights| &weights[first..last]), first)?;
+            Ok(part)
+        };
+        let parts = match rows.nrows().div_ceil(step) {
+            // another thread would only have to be woken
+            1 => vec![sum(0)?],
+            segments => (0..segments).into_par_iter().map(sum).collect::<Result<Vec<VmfStats>>>()?,
+        };
         check_sums(std::iter::once(&*self).chain(&parts))?;
         self.absorb(parts);
         Ok(())
@@ -183,30 +184,73 @@ impl VmfStats {
         let dim = sums.len();
         for (number, rows) in rows.chunks(GROUP * dim).enumerate() {
             let start = number * GROUP;
-            // a row that is not there, or skipped, may hold anything, NaN times 0 included: another stands for it
-            let mut present: Option<&[T]> = None;
-            let mut members = [&rows[..dim]; GROUP];
-            let mut factors = [0.0; GROUP];
-            for (lane, row) in rows.chunks_exact(dim).enumerate() {
-                let weight = weights.map_or(1.0, |weights| weights[start + lane]);
-                if weight > 0.0 {
-                    factors[lane] = weight * rows::inverse_norm(PLACE, row, first + start + lane)?;
-                    members[lane] = row;
-                    present.get_or_insert(row);
-                    self.count += 1;
-                    self.weight += weight;
-                }
-            }
-            if let Some(present) = present {
-                for lane in 0..GROUP {
-                    if factors[lane] == 0.0 {
-                        members[lane] = present;
-                    }
-                }
-                T::add_rows(sums, members, factors);
-            }
+            let weight = |lane| weights.map_or(1.0, |weights| weights[start + lane]);
+            let row = |(lane, row)| (first + start + lane, row, weight(lane));
+            self.sum_group(sums, rows.chunks_exact(dim).enumerate().map(row))?;
         }
         Ok(())
+    }
+
+    /// Adds up to [`GROUP`] rows: (number in messages, row, weight).
+    fn sum_group<'a, T: Row>(
+        &mut self,
+        sums: &mut [f64],
+        rows: impl Iterator<Item = (usize, &'a [T], f64)>,
+    ) -> Result<()> {
+        // a row that is not there, or skipped, may hold anything, NaN times 0 included: another stands for it
+        let mut present: Option<&[T]> = None;
+        let mut members: [&[T]; GROUP] = [&[]; GROUP];
+        let mut factors = [0.0; GROUP];
+        for (lane, (index, row, weight)) in rows.enumerate() {
+            if weight > 0.0 {
+                factors[lane] = weight * rows::inverse_norm(PLACE, row, index)?;
+                members[lane] = row;
+                present.get_or_insert(row);
+                self.count += 1;
+                self.weight += weight;
+            }
+        }
+        if let Some(present) = present {
+            for lane in 0..GROUP {
+                if factors[lane] == 0.0 {
+                    members[lane] = present;
+                }
+            }
+            T::add_rows(sums, members, factors);
+        }
+        Ok(())
+    }
+
+    /// Adds the rows with the numbers `chosen` of `rows`, (n, dim) row by row, with `weights`, one for each row of `rows`, on this thread. On an error
+    /// nothing is added.
+    ///
+    /// # Errors
+    /// As [`VmfStats::push_weighted`].
+    #[cfg(feature = "datafusion")]
+    pub(crate) fn push_chosen<T: Rows>(&mut self, rows: &[T], weights: Option<&[f64]>, chosen: &[u32]) -> Result<()> {
+        let dim = self.dim();
+        let mut part = VmfStats { count: 0, weight: 0.0, resultant: vec![0.0; dim] };
+        let mut sums = vec![0.0; dim];
+        for group in chosen.chunks(GROUP) {
+            let row = |&index: &u32| {
+                let index = index as usize;
+                (index, &rows[index * dim..][..dim], weights.map_or(1.0, |weights| weights[index]))
+            };
+            part.sum_group(&mut sums, group.iter().map(row))?;
+        }
+        part.resultant = sums;
+        check_sums([&*self, &part])?;
+        self.plus(&part);
+        Ok(())
+    }
+
+    /// The statistics that have these parts.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for parts that no rows have.
+    #[cfg(feature = "datafusion")]
+    pub(crate) fn of_parts(count: u64, weight: f64, resultant: Vec<f64>) -> Result<Self> {
+        Parts { count, weight, resultant }.try_into()
     }
 
     /// Adds parts as a binary tree.

@@ -81,8 +81,19 @@ impl Binarizer {
     /// [`Error::Io`]; [`Error::Format`] where the file is no binarizer, of another version, or damaged.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|error| io(path, &error))?;
-        let (file, header) = match (SafeTensors::deserialize(&bytes), SafeTensors::read_metadata(&bytes)) {
+        Self::read(path, &std::fs::read(path).map_err(|error| io(path, &error))?)
+    }
+
+    /// What [`Binarizer::to_bytes`] made.
+    ///
+    /// # Errors
+    /// [`Error::Format`] as [`Binarizer::load`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        Self::read(Path::new("bytes"), bytes)
+    }
+
+    fn read(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let (file, header) = match (SafeTensors::deserialize(bytes), SafeTensors::read_metadata(bytes)) {
             (Ok(file), Ok((_, header))) => (file, header),
             (Err(error), _) | (_, Err(error)) => return format(path, error),
         };

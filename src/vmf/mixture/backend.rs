@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::fit::Parameters;
 use super::posterior::Densities;
 use crate::Result;
 
@@ -47,4 +48,8 @@ pub(crate) trait Backend {
     async fn reseed(&mut self, k: usize, row: usize) -> Result<()>;
     /// The mean directions, (K, d).
     async fn means(&mut self) -> Result<Vec<f32>>;
+    /// Told after every M-step: what the mean directions go with, and the objectives so far. Does nothing unless something is to be kept.
+    fn after_step(&mut self, _: &Parameters, _: &[f64], _: &Summary) -> Result<()> {
+        Ok(())
+    }
 }

@@ -40,8 +40,8 @@ impl<'a> Cpu<'a> {
 }
 
 /// A thread's own sums and working memory.
-struct Part {
-    summary: Summary,
+pub(crate) struct Part {
+    pub(crate) summary: Summary,
     sums: Vec<f32>,
     /// Where `sums` go after [`FLUSH`] rows; empty if the part has no more rows than that.
     long_sums: Vec<f64>,
@@ -70,12 +70,7 @@ impl Backend for Cpu<'_> {
             .into_par_iter()
             .map(|part| {
                 let range = pass.rows.start + rows * part / parts..pass.rows.start + rows * (part + 1) / parts;
-                let mut part = Part {
-                    summary: Summary { mass: vec![0.0; k], sizes: vec![0; k], ..Summary::default() },
-                    sums: vec![0.0; k * dim],
-                    long_sums: vec![0.0; if range.len() > FLUSH { k * dim } else { 0 }],
-                    pending: 0,
-                };
+                let mut part = Part::new(k, dim, range.len());
                 each_chunk(self.chunks, range, k, &self.means, pass.densities, pass.hard, true, par, |chunk| {
                     part.add(chunk, par)
                 })?;
@@ -104,13 +99,7 @@ impl Backend for Cpu<'_> {
     }
 
     fn update_means(&mut self) -> Result<()> {
-        let dim = self.chunks.dim();
-        for (mean, sum) in self.means.chunks_exact_mut(dim).zip(self.sums.chunks_exact(dim)) {
-            let length = crate::vmf::reduce::squared_norm_f64(sum).sqrt();
-            if length > 0.0 {
-                mean.iter_mut().zip(sum).for_each(|(mean, &sum)| *mean = (sum / length) as f32);
-            }
-        }
+        unit_sums(&mut self.means, &self.sums, self.chunks.dim());
         Ok(())
     }
 
@@ -125,6 +114,16 @@ impl Backend for Cpu<'_> {
 
     async fn means(&mut self) -> Result<Vec<f32>> {
         Ok(self.means.clone())
+    }
+}
+
+/// Means become the sums at unit length; one whose sum is zero stays.
+pub(crate) fn unit_sums(means: &mut [f32], sums: &[f64], dim: usize) {
+    for (mean, sum) in means.chunks_exact_mut(dim).zip(sums.chunks_exact(dim)) {
+        let length = crate::vmf::reduce::squared_norm_f64(sum).sqrt();
+        if length > 0.0 {
+            mean.iter_mut().zip(sum).for_each(|(mean, &sum)| *mean = (sum / length) as f32);
+        }
     }
 }
 
@@ -204,7 +203,25 @@ pub(crate) fn each_chunk(
 }
 
 impl Part {
-    fn add(&mut self, chunk: &Evaluated<'_>, par: Par) -> Result<()> {
+    /// Nothing yet, of `components` in `dim` dimensions, for `rows` rows at most.
+    pub(crate) fn new(components: usize, dim: usize, rows: usize) -> Self {
+        Part {
+            summary: Summary { mass: vec![0.0; components], sizes: vec![0; components], ..Summary::default() },
+            sums: vec![0.0; components * dim],
+            long_sums: vec![0.0; if rows > FLUSH { components * dim } else { 0 }],
+            pending: 0,
+        }
+    }
+
+    /// The sums so far, (K, d).
+    #[cfg(feature = "datafusion")]
+    pub(crate) fn sums(&self) -> Vec<f64> {
+        let mut sums: Vec<f64> = self.sums.iter().map(|&sum| sum.into()).collect();
+        sums.iter_mut().zip(&self.long_sums).for_each(|(sum, long)| *sum += long);
+        sums
+    }
+
+    pub(crate) fn add(&mut self, chunk: &Evaluated<'_>, par: Par) -> Result<()> {
         let (k, count) = (self.summary.mass.len(), chunk.posterior.len());
         let dim = chunk.rows.len() / count;
         if self.pending + count > FLUSH && !self.long_sums.is_empty() {

@@ -118,6 +118,15 @@ impl<'a> OnGpu<'a> {
         Ok((summary, sums))
     }
 
+    /// The sums of the steps so far, (K, d).
+    #[cfg(feature = "datafusion")]
+    pub(crate) async fn sums(&self) -> Result<Vec<f32>> {
+        match &self.sums {
+            Some(sums) => Ok(sums.to_array_async().await?.into_raw_vec_and_offset().0),
+            None => Ok(vec![0.0; self.components * self.dim]),
+        }
+    }
+
     fn current(&self) -> &Tensor<f32, Ix2> {
         match &self.means {
             Some(means) => means,

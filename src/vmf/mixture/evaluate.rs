@@ -98,11 +98,32 @@ impl VmfMixture {
         width: usize,
         write: impl Fn(&Evaluated<'_>, &mut [R]) + Sync,
     ) -> Result<Vec<R>> {
-        self.check_dim(rows.shape()[0], rows.shape()[1])?;
         let Some(view) = rows.as_host() else { unreachable!("a GPU has its own way") };
+        self.on_view(&view, width, write)
+    }
+
+    fn on_view<T: Rows, R: Default + Copy + Send>(
+        &self,
+        view: &ArrayView2<'_, T>,
+        width: usize,
+        write: impl Fn(&Evaluated<'_>, &mut [R]) + Sync,
+    ) -> Result<Vec<R>> {
+        self.check_dim(view.nrows(), view.ncols())?;
         let mut out = vec![R::default(); view.nrows() * width];
-        self.evaluate(&Memory::new(&view, None)?, 0, width, &mut out, write)?;
+        self.evaluate(&Memory::new(view, None)?, 0, width, &mut out, write)?;
         Ok(out)
+    }
+
+    /// [`VmfMixture::predict`] of row-major rows on the host.
+    #[cfg(feature = "datafusion")]
+    pub(crate) fn predict_of<T: Rows>(&self, rows: &ArrayView2<'_, T>) -> Result<Vec<u32>> {
+        self.on_view(rows, 1, label)
+    }
+
+    /// [`VmfMixture::score`] of row-major rows on the host.
+    #[cfg(feature = "datafusion")]
+    pub(crate) fn score_of<T: Rows>(&self, rows: &ArrayView2<'_, T>) -> Result<Vec<f32>> {
+        self.on_view(rows, 1, density)
     }
 
     fn on_source<R: Default + Copy + Send>(

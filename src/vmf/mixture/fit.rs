@@ -115,11 +115,12 @@ fn warm_up(chunks: &dyn Chunks, options: &MixtureOptions, seed: u64) -> Result<(
     Ok((before, (block_on(backend.means())?, parameters)))
 }
 
-/// EM on the backend's rows from `means` and `parameters`.
+/// EM on the backend's rows from `means` and `parameters`; `trace` holds the objectives of the iterations that led there, if any.
 pub(crate) async fn run<B: Backend>(
     backend: &mut B,
     dim: usize,
     (means, mut parameters): (Vec<f32>, Parameters),
+    trace: Vec<f64>,
     options: &MixtureOptions,
     mut report: impl FnMut(f64),
 ) -> Result<Fitted> {
@@ -127,8 +128,9 @@ pub(crate) async fn run<B: Backend>(
     let rows = backend.rows();
     let mut reseeds = vec![0; options.components];
     let mut batches = Batches::new(rows, options);
-    let mut fitted = Fitted::default();
-    let mut again = true;
+    // sums of mini-batches begin with those of all rows
+    let mut again = trace.is_empty() || batches.is_some();
+    let mut fitted = Fitted { trace, ..Fitted::default() };
     loop {
         // A pass over all rows wherever components were just seeded, so that the sums a mini-batch is blended with are those of every component.
         let in_batches = batches.as_mut().filter(|_| !again);
@@ -147,7 +149,7 @@ pub(crate) async fn run<B: Backend>(
         report(objective);
         fitted.converged = !again && objective - before <= options.tolerance;
         fitted.last = summary;
-        if fitted.converged || fitted.trace.len() == options.max_iterations {
+        if fitted.converged || fitted.trace.len() >= options.max_iterations {
             break;
         }
         if full {
@@ -158,6 +160,7 @@ pub(crate) async fn run<B: Backend>(
             }
         }
         again = reseed(backend, &mut parameters, &fitted.last, dim, options, &mut reseeds).await?;
+        backend.after_step(&parameters, &fitted.trace, &fitted.last)?;
     }
     if batches.is_some() {
         // An M-step over all rows takes out what the last batches weigh too much; then what the model says of the rows: an epoch's report
