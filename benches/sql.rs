@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,11 +22,11 @@ use datafusion::parquet::arrow::ArrowWriter;
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use datafusion::parquet::file::properties::WriterProperties;
 use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
 use orthant::Device;
 use orthant::hamming::{Binarizer, Index, SearchOptions, binarize};
 use orthant::sql::{self, SqlMixtureOptions, fit_mixture};
-use orthant::vmf::{MixtureOptions, Vmf, VmfMixture, VmfStats};
+use orthant::vmf::{MixtureOptions, RowSource, Vmf, VmfMixture, VmfStats};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -309,12 +309,79 @@ fn by_library(task: &str, file: &Path) -> Result<(f64, Vec<f64>)> {
             })?;
             hundred(parts.concat())
         }
+        // read anew in every pass, as the query is
         _ => {
-            let rows = Device::Cpu.tensor_from(load(file)?)?;
-            vec![VmfMixture::fit(&rows, &mixture_options())?.log_likelihood()]
+            vec![VmfMixture::fit_source(&Device::Cpu, &ParquetRows::open(file)?, &mixture_options())?.log_likelihood()]
         }
     };
     Ok((start.elapsed().as_secs_f64(), numbers))
+}
+
+/// A row group's elements.
+type Decoded = (usize, Arc<Vec<f32>>);
+
+/// The embeddings of a file as the library reads them in pieces. Threads go through neighbouring pieces, so that a row group is decoded once a pass.
+struct ParquetRows {
+    file: PathBuf,
+    rows: usize,
+    /// Those of late, the last at the end.
+    groups: Mutex<Vec<Decoded>>,
+}
+
+impl ParquetRows {
+    fn open(file: &Path) -> Result<Self> {
+        let rows = ParquetRecordBatchReaderBuilder::try_new(File::open(file)?)?.metadata().file_metadata().num_rows();
+        Ok(Self { file: file.into(), rows: rows as usize, groups: Mutex::default() })
+    }
+
+    fn group(&self, number: usize) -> Result<Arc<Vec<f32>>> {
+        let held = |groups: &[Decoded]| groups.iter().find(|(group, _)| *group == number).map(|(_, rows)| rows.clone());
+        if let Some(rows) = held(&self.groups.lock().unwrap()) {
+            return Ok(rows);
+        }
+        let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(&self.file)?)?;
+        let mask = datafusion::parquet::arrow::ProjectionMask::columns(builder.parquet_schema(), ["embedding"]);
+        let reader = builder.with_projection(mask).with_row_groups(vec![number]).with_batch_size(BATCH).build()?;
+        let mut elements = Vec::with_capacity(ROW_GROUP * DIM);
+        for batch in reader {
+            elements.extend_from_slice(rows_of(&batch?)?.to_slice().unwrap_or(&[]));
+        }
+        let rows = Arc::new(elements);
+        let mut groups = self.groups.lock().unwrap();
+        if groups.len() == 2 * rayon::current_num_threads() {
+            groups.remove(0);
+        }
+        groups.push((number, rows.clone()));
+        Ok(rows)
+    }
+}
+
+impl RowSource for ParquetRows {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn dim(&self) -> usize {
+        DIM
+    }
+
+    fn read(&self, first: usize, mut into: ArrayViewMut2<'_, f32>) -> orthant::Result<()> {
+        let mut group: Option<Decoded> = None;
+        for (row, mut into) in (first..).zip(into.outer_iter_mut()) {
+            let number = row / ROW_GROUP;
+            if group.as_ref().is_none_or(|(held, _)| *held != number) {
+                let rows = self.group(number).map_err(|error| orthant::Error::Io {
+                    what: self.file.display().to_string(),
+                    reason: error.to_string(),
+                })?;
+                group = Some((number, rows));
+            }
+            if let Some((_, rows)) = &group {
+                into.assign(&ArrayView1::from(&rows[row % ROW_GROUP * DIM..][..DIM]));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn load(file: &Path) -> Result<Array2<f32>> {

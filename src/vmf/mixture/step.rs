@@ -258,3 +258,68 @@ impl Sums {
         Ok(Self { part: Part::new(k, dim, 0), merged, summary, worst: rows })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+
+    use super::*;
+
+    fn model() -> Model {
+        let means = (0..24).map(|i| if i % 9 == 0 { 1.0 } else { 0.0 }).collect();
+        let densities = Densities::new(&[3.0, 40.0, 7.0], [-1.0, -2.5, -0.5].into_iter());
+        Model { components: 3, means, densities, hard: false, unit: 1.5 }
+    }
+
+    /// Whatever is cut off or added, it is an error.
+    #[test]
+    fn bytes_that_are_not_whole_are_refused() {
+        let model = model();
+        let bytes = model.to_bytes();
+        assert_eq!(Model::from_bytes(&bytes).unwrap().to_bytes(), bytes);
+        let rows = Array2::from_shape_fn((50, 8), |(i, j)| ((i * 5 + j * 3) % 7) as f32 - 2.5);
+        let mut sums = Sums::new(&model);
+        sums.add(&model, &rows.view(), None).unwrap();
+        let state = sums.to_bytes();
+        assert_eq!(Sums::from_bytes(&model, &state).unwrap().to_bytes(), state);
+        for length in 0..bytes.len() {
+            assert!(Model::from_bytes(&bytes[..length]).is_err(), "{length} bytes of a model");
+        }
+        for length in 0..state.len() {
+            assert!(Sums::from_bytes(&model, &state[..length]).is_err(), "{length} bytes of sums");
+        }
+        assert!(Model::from_bytes(&[&bytes[..], &[0]].concat()).is_err());
+        assert!(Sums::from_bytes(&model, &[&state[..], &[0]].concat()).is_err());
+        let mut huge = bytes;
+        huge[..16].fill(0xff);
+        assert!(Model::from_bytes(&huge).is_err(), "2^64 components");
+    }
+
+    /// Merged in any order, sums are those of all rows but for roundings.
+    #[test]
+    fn parts_merge_to_the_whole() {
+        let model = model();
+        let rows = Array2::from_shape_fn((3000, 8), |(i, j)| ((i * 31 + j * 17) % 101) as f32 - 49.7);
+        let part = |first: usize, last: usize| {
+            let mut sums = Sums::new(&model);
+            sums.add(&model, &rows.slice(ndarray::s![first..last, ..]), None).unwrap();
+            sums
+        };
+        let whole = part(0, 3000);
+        let (mut forward, mut backward) = (part(0, 1000), part(1700, 3000));
+        forward.merge(part(1000, 1700));
+        forward.merge(part(1700, 3000));
+        backward.merge(part(1000, 1700));
+        backward.merge(part(0, 1000));
+        let (summary, totals, worst) = whole.finish();
+        for merged in [forward, backward] {
+            let (other, sums, others) = merged.finish();
+            assert_eq!(summary.sizes, other.sizes);
+            assert!((summary.log_likelihood - other.log_likelihood).abs() < 1e-9 * summary.log_likelihood.abs());
+            // f32 sums of up to 3000 unit rows: 3000 roundings of 2^-24 of the sum of magnitudes, at random signs far fewer
+            assert!(totals.iter().zip(&sums).all(|(a, b)| (a - b).abs() < 3000.0 * 1e-5));
+            assert_eq!(worst.len(), 3);
+            assert_eq!(worst.first(), others.first(), "the row explained worst");
+        }
+    }
+}
