@@ -31,7 +31,7 @@ use orthant::{Device, Error, Precision, kernels};
 
 fn main() {
     type Test = fn(&Device) -> Result<()>;
-    let tests: [(&str, Test); 12] = [
+    let tests: [(&str, Test); 14] = [
         ("bessel functions", bessel),
         ("densities and labels", densities),
         ("codes and distances", codes),
@@ -40,6 +40,8 @@ fn main() {
         ("NULL rows are skipped and counted", nulls),
         ("the nearest codes", nearest_codes),
         ("the nearest rows", nearest_rows),
+        ("over windows", windows),
+        ("of nothing", nothing),
         ("a mixture", mixture),
         ("a mixture with weights, in mini-batches, resumed", resumed_mixture),
         ("models from files, tables and fits", models),
@@ -459,6 +461,66 @@ fn nearest_rows(device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// Over windows: what was seen so far, row after row.
+fn windows(device: &Device) -> Result<()> {
+    let rows = speakers()?;
+    let rows = rows.slice(s![..40, ..]).to_owned();
+    let ids = Arc::new(Int64Array::from((0..40).collect::<Vec<i64>>()));
+    let ctx = context(device, &[("id", ids), ("e", list(&rows, None))], 1)?;
+    let wanted: Vec<f32> = rows.row(3).to_vec();
+    let text = format!(
+        "SELECT id, vmf_fit(e) OVER (ORDER BY id), knn_top_k(id, e, {wanted:?}, 5, 'l2') OVER (ORDER BY id) FROM t ORDER BY id"
+    );
+    let got = query(&ctx, &text)?;
+    let cpu = Device::Cpu;
+    for row in [0, 1, 7, 39] {
+        let seen = rows.slice(s![..=row, ..]).to_owned();
+        same_fit(&fitted(got.column(1), row), &Vmf::fit(&cpu.tensor(&seen)?)?, &format!("up to row {row}"))?;
+        let found =
+            knn::search(&cpu.tensor(&seen)?, &cpu.tensor(&rows.slice(s![3..4, ..]).to_owned())?, 5, Metric::L2)?;
+        let (ids, _) = neighbours(&got.column(2).slice(row, 1));
+        ensure!(
+            ids == found.ids.iter().map(|&id| i64::from(id)).collect::<Vec<_>>(),
+            "neighbours up to row {row}: {ids:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Columns without a value, and tables without a row.
+fn nothing(device: &Device) -> Result<()> {
+    let rows = Array2::from_elem((3, 8), 1.0f32);
+    let model = serde_json::to_string(&VmfMixture::fit(
+        &Device::Cpu.tensor(&speakers()?.slice(s![..50, ..8]).to_owned())?,
+        &MixtureOptions::new(2),
+    )?)?;
+    let columns: [(&str, ArrayRef); 3] = [
+        ("id", Arc::new(Int64Array::from(vec![None::<i64>; 3]))),
+        ("e", list(&rows, Some(NullBuffer::new_null(3)))),
+        ("x", Arc::new(Float64Array::from(vec![None; 3]))),
+    ];
+    let ctx = context(device, &columns, 2)?;
+    let each = format!(
+        "SELECT log_iv(x, x), vmf_log_density(e, '{model}'), vmf_predict(e, '{model}'), binarize(e, 'sign'), \
+         hamming_distance(binarize(e, 'sign'), X'00'), cosine_similarity(e, e) FROM t"
+    );
+    let all = "SELECT vmf_fit(e), vmf_fit(e, x), hamming_top_k(id, binarize(e, 'sign'), X'00', 3), \
+               knn_top_k(id, e, [1,2,3,4,5,6,7,8], 3, 'cosine') FROM t";
+    for empty in ["", " WHERE id > 5"] {
+        let got = block_on(async { ctx.sql(&format!("{each}{empty}")).await?.collect().await })?;
+        let nulls: usize = got.iter().flat_map(|batch| batch.columns()).map(|column| column.null_count()).sum();
+        ensure!(nulls == if empty.is_empty() { 18 } else { 0 }, "{empty}: {nulls} NULL");
+        let got = query(&ctx, &format!("{all}{empty}"))?;
+        let skipped =
+            got.column(0).as_struct().column_by_name("skipped").unwrap().as_primitive::<UInt64Type>().value(0);
+        ensure!(skipped == if empty.is_empty() { 3 } else { 0 });
+        ensure!(
+            got.column(2).as_list::<i32>().value_length(0) == 0 && got.column(3).as_list::<i32>().value_length(0) == 0
+        );
+    }
+    Ok(())
+}
+
 /// Components by their weights, the heaviest first.
 fn sorted_components(mixture: &VmfMixture) -> Vec<(f64, f64)> {
     let mut all: Vec<(f64, f64)> = mixture.components().iter().map(|c| (c.weight, c.kappa)).collect();
@@ -598,6 +660,16 @@ fn errors(device: &Device) -> Result<()> {
     is(&format!("SELECT knn_top_k(id, e, {:?}, 3, 'manhattan') FROM t", vec![1.0f32; 16]), "metric", None)?;
     is(&format!("SELECT knn_top_k(id, e, {:?}, 0, 'l2') FROM t", vec![1.0f32; 16]), "k", None)?;
     is("SELECT hamming_top_k(id, code, X'000000', 3) FROM t", "code", Some(0))?;
+    is("SELECT hamming_top_k(id, code, X'', 3) FROM t", "query", None)?;
+    is(
+        "SELECT cosine_similarity(arrow_cast([], 'List(Float32)'), e) FROM t",
+        "arrow_cast(make_array(),Utf8(\"List(Float32)\"))",
+        Some(0),
+    )
+    .or_else(|error| match error.to_string() {
+        text if text.contains("0 elements, expected 1 or more") => Ok(()),
+        _ => Err(error),
+    })?;
     is("SELECT hamming_distance(code, X'00') FROM t", "lit", Some(0)).or_else(|error| match error.to_string() {
         // literals are named by DataFusion
         text if text.contains("a code of 8 bits, expected 16 bits as code has") => Ok(()),

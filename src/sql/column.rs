@@ -169,6 +169,9 @@ impl<'a> Embeddings<'a> {
         let known = dim.map(|(dim, whence)| (dim, whence.to_string()));
         let first = || (count > 0).then(|| (span(row(0)).1, format!("as row {} has", site.first + row(0))));
         let (dim, whence) = known.or_else(first).unwrap_or((width(array.data_type()).unwrap_or(0), String::new()));
+        if dim == 0 && count > 0 {
+            return Err(site.bad(Some(row(0)), "0 elements", "1 or more"));
+        }
         let mut apart = false;
         for at in 0..count {
             let (start, length) = span(row(at));

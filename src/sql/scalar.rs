@@ -265,6 +265,9 @@ impl Function {
         let nulls = NullBuffer::union(order.nulls(), x.nulls());
         let there: Vec<usize> =
             (0..rows).filter(|&row| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row))).collect();
+        if there.is_empty() {
+            return Ok(new_null_array(&DataType::Float64, rows));
+        }
         let pick = |from: &Float64Array| -> Array1<f64> { there.iter().map(|&row| from.value(row)).collect() };
         let values = self.bessel_of(pick(order).view(), pick(x).view()).map_err(|error| match error {
             Error::Domain { quantity, index, expected, found, .. } => {
@@ -294,6 +297,10 @@ impl Function {
     fn by_model(&self, site: &Site, array: &ArrayRef, model: &Model) -> Result<ArrayRef> {
         let rows = Embeddings::new(site, array, Some((model.dim(), "as the model has")), None)?;
         let in_column = |error| site.in_column(error, &rows);
+        if rows.len() == 0 {
+            let kind = if self.kind == Kind::Predict { DataType::UInt32 } else { DataType::Float64 };
+            return Ok(new_null_array(&kind, rows.batch));
+        }
         if self.kind == Kind::Predict {
             let Model::Mixture(mixture) = model else {
                 return Err(external(Error::Argument {

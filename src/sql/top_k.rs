@@ -73,7 +73,10 @@ impl Asked {
         }
         if !knn {
             let codes = CodeRows::new(&sites[2], &query, None)?;
-            return Ok(Self::Hamming { query: codes.get(0).unwrap_or(&[]).to_vec(), k });
+            let Some(query) = codes.get(0).filter(|code| !code.is_empty()) else {
+                return Err(sites[2].bad(None, "a code of 0 bits", "8 or more"));
+            };
+            return Ok(Self::Hamming { query: query.to_vec(), k });
         }
         let metric = string(&values[2]).unwrap_or_default().to_ascii_lowercase();
         if metric_of(&metric).is_none() {
@@ -500,7 +503,8 @@ impl Accumulator for Nearest {
 
     fn evaluate(&mut self) -> Result<ScalarValue> {
         self.flush()?;
-        let found = std::mem::take(&mut self.held).into_sorted_vec();
+        // kept, as a window asks again when more rows have come
+        let found = self.held.clone().into_sorted_vec();
         let distances: ArrayRef = match &self.search {
             Some(Search::Knn(query, ..)) => {
                 Arc::new(Float32Array::from_iter_values(found.iter().map(|found| query.distance(found.key))))

@@ -33,7 +33,7 @@ const API: &[(&str, &str)] = &[
     ("kv/projections/trained.rs", "load_cskv load_matryoshka matrices"),
     ("kv/rope.rs", "block dims frequencies layout new none of_frequencies scaled"),
     ("hamming/binarize.rs", "binarize bits dim hyperplanes mean median project rule sign"),
-    ("hamming/binarize/file.rs", "load save to_bytes"),
+    ("hamming/binarize/file.rs", "from_bytes load save to_bytes"),
     ("hamming/binarize/itq.rs", "iterations itq new seed"),
     ("hamming/binarize/views.rs", "fuse"),
     ("hamming/codes.rs", "bits device from_bytes from_packbits is_empty len new pack to_bytes to_device unpack words"),

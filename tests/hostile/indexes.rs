@@ -107,7 +107,9 @@ pub fn index(bytes: &[u8]) {
 
 pub fn binarizer(bytes: &[u8]) {
     let file = Scratch::of("safetensors", bytes);
-    let Some(binarizer) = typed(Binarizer::load(file.path())) else { return };
+    let loaded = typed(Binarizer::load(file.path()));
+    assert_eq!(typed(Binarizer::from_bytes(bytes)), loaded, "from a file or from memory");
+    let Some(binarizer) = loaded else { return };
     let (dim, bits) = (binarizer.dim(), binarizer.bits());
     assert!(dim > 0 && bits > 0 && bits % 32 == 0);
     // What has no planes may be of more features than there is memory.
