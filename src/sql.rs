@@ -39,8 +39,8 @@
 //! # Errors
 //!
 //! What is wrong with a column is an [`Error::Column`](crate::Error::Column) inside [`DataFusionError::External`](datafusion::error::DataFusionError::External): its name, the row where that is known
-//! (counted from 0 in the batch for scalar functions, in the partition for aggregates), what was found and what expected. (A cluster's executors
-//! pass on its text.) No result is returned beside an error.
+//! (counted from 0 in the batch for scalar functions, in the partition for aggregates), what was found and what expected. (Of an
+//! executor's error Ballista passes on the `Debug` text.) No result is returned beside an error.
 
 #[cfg(feature = "ballista")]
 pub mod cluster;

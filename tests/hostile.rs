@@ -276,9 +276,11 @@ fn deep_headers_are_refused() {
 mod found {
     use super::*;
     use orthant::hamming::{Binarizer, Index};
-    use orthant::kv::{Frame, Projections, Rope};
+    use orthant::kv::{Calibration, Frame, Projections, Rope};
     use orthant::vmf::VmfStats;
     use orthant::{Device, Error};
+    use safetensors::tensor::TensorView;
+    use safetensors::{Dtype, SafeTensors};
 
     #[test]
     fn counts_of_statistics_do_not_wrap() {
@@ -286,6 +288,23 @@ mod found {
         let mut stats: VmfStats = serde_json::from_str(text).unwrap();
         let other = stats.clone();
         assert!(matches!(stats.merge(&other), Err(Error::Argument { quantity: "rows", .. })));
+    }
+
+    /// It was one that the file it was saved to did not have.
+    #[test]
+    fn a_count_alone_is_no_layer() {
+        let bytes = &seeds::calibration_files()[0];
+        let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
+        let file = SafeTensors::deserialize(bytes).unwrap();
+        let count = 3f64.to_le_bytes();
+        let mut tensors = file.tensors();
+        tensors.push(("layer.6.cal_x_count".into(), TensorView::new(Dtype::F64, Vec::new(), &count).unwrap()));
+        let bytes = safetensors::serialize(tensors, header.metadata().clone()).unwrap();
+        let path = tempfile::tempdir().unwrap();
+        let path = path.path().join("calibration.safetensors");
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(Calibration::load(&path).unwrap().layers().collect::<Vec<_>>(), [5]);
+        indexes::calibration(&bytes);
     }
 
     #[test]

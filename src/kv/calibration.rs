@@ -65,6 +65,19 @@ struct LayerMoments {
     uncounted: bool,
 }
 
+impl LayerMoments {
+    /// Whether nothing is known of it.
+    fn is_empty(&self) -> bool {
+        let LayerMoments { keys, values, attended, queries, inputs, output_gram, weights, .. } = self;
+        let moments = [keys, values, attended].iter().all(|moments| moments.is_none());
+        moments
+            && queries.is_none()
+            && inputs.is_none()
+            && output_gram.is_none()
+            && weights.iter().all(|weights| weights.is_none())
+    }
+}
+
 impl Calibration {
     /// Of no layer yet, for a model whose keys come with `rope`, to project them in `frame`.
     ///

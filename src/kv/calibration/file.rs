@@ -93,7 +93,10 @@ impl Calibration {
         for number in numbers.collect::<std::collections::BTreeSet<usize>>() {
             let mut layer = out.read_layer(&file, &format!("layer.{number}."))?;
             layer.uncounted = file.note(&format!("layer.{number}.uncounted")).is_ok();
-            out.layers.insert(number, layer);
+            // A count without its mean, or a tensor of another name, makes no layer.
+            if !layer.is_empty() {
+                out.layers.insert(number, layer);
+            }
         }
         Ok(out)
     }
