@@ -390,7 +390,7 @@ fn the_program_says_what_is_wrong_in_a_line() {
     std::fs::write(&broken, b"no parquet at all, but long enough to look at").unwrap();
     let (broken, rows) = (broken.display().to_string(), data("speakers_ge2e.npy").display().to_string());
     let wrong = [
-        (format!("SELECT vmf_fit(embedding) FROM '{broken}'"), "parquet"),
+        (format!("SELECT vmf_fit(embedding) FROM '{broken}'"), "broken.parquet: Parquet error"),
         ("SELECT * FROM 'nowhere.npy'".to_string(), "nowhere.npy"),
         ("SELEKT 1".into(), "SELEKT"),
         (format!("SELECT vmf_fit(missing) FROM '{rows}'"), "missing"),

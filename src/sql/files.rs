@@ -27,9 +27,14 @@ pub async fn register_file(ctx: &SessionContext, name: &str, path: impl AsRef<Pa
         .map_err(|error| external(Error::Io { what: path.display().to_string(), reason: error.to_string() }))?;
     let text = there.to_string_lossy();
     let ending = there.extension().map(|ending| ending.to_string_lossy().into_owned()).unwrap_or_default();
+    // DataFusion does not say which file it is about.
+    let named = |what: &'static str| {
+        let path = path.display().to_string();
+        move |error: DataFusionError| external(Error::Format { what, reason: format!("{path}: {}", error.find_root()) })
+    };
     match ending.as_str() {
-        "parquet" => ctx.register_parquet(table, text, ParquetReadOptions::default()).await,
-        "csv" => ctx.register_csv(table, text, CsvReadOptions::new()).await,
+        "parquet" => ctx.register_parquet(table, text, ParquetReadOptions::default()).await.map_err(named("Parquet")),
+        "csv" => ctx.register_csv(table, text, CsvReadOptions::new()).await.map_err(named("CSV")),
         "npy" => ctx.register_table(table, Arc::new(NpyTable::open(&there)?)).map(|_| ()),
         _ => Err(external(Error::Argument {
             place: "sql",
